@@ -1,0 +1,1 @@
+"""segflax: text-prompted segmentation on JAX, a Flax port of CLIPSeg."""
