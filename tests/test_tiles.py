@@ -38,7 +38,7 @@ def test_identity_is_reassembled_exactly(h, w, side, overlap):
 
 
 @settings(max_examples=60, deadline=None)
-@given(h=LENGTH, w=LENGTH, side=st.integers(1, 80), overlap=st.floats(0, 0.9))
+@given(h=LENGTH, w=LENGTH, side=st.integers(8, 80), overlap=st.floats(0, 0.8))
 def test_weights_sum_to_one_and_neighbours_overlap(h, w, side, overlap):
   layout = tiles.tile((h, w), 32, 8, side, overlap)
   ones = [np.ones((1, *layout.canvas), np.float32)] * len(layout)
