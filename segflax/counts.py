@@ -107,6 +107,34 @@ def resize_to_own_size(
   )
 
 
+def area_matrix(source: Int[Array, ""], rows: int, columns: int) -> Float[Array, "rows columns"]:
+  """Returns the matrix that averages the first `source` of `columns` samples into `rows` bins.
+
+  Exact area averaging (a sample that straddles two bins is shared between them), so a mask becomes
+  the share of each bin that it covers. `source` may be traced.
+  """
+  step = source.astype(jnp.float32) / rows
+  start = jnp.arange(rows, dtype=jnp.float32)[:, None] * step
+  sample = jnp.arange(columns, dtype=jnp.float32)
+  overlap = jnp.minimum(start + step, sample + 1) - jnp.maximum(start, sample)
+  return jnp.maximum(overlap, 0) / step
+
+
+def resize_to_network(
+  mask: Bool[Array, "q h w"], size: Int[Array, "2"], network: tuple[int, int]
+) -> Float[Array, "q s1 s2"]:
+  """Inverse of `resize_to_own_size` for masks: area average, the soft target of training."""
+  down = area_matrix(size[0], network[0], mask.shape[1])
+  right = area_matrix(size[1], network[1], mask.shape[2])
+  return jnp.einsum(
+    "sh,qhw,tw->qst",
+    down,
+    mask.astype(jnp.float32),
+    right,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+
+
 def inside(size: Int[Array, "2"], canvas: tuple[int, int]) -> Bool[Array, "h w"]:
   """Returns which pixels of the canvas belong to a picture of `size` in its top left corner."""
   height, width = canvas

@@ -1,10 +1,34 @@
-"""Shared set-up: one CPU device, a compilation cache for the suite, shape-checked calls."""
+"""Shared set-up: one CPU device, a cache of compiled programs, and no silent skips of parity."""
 
 import os
 
 # On few cores several virtual devices deadlock in XLA's CPU all-reduce unless its pool is larger
-# than their number; it must be set before jax is imported.
+# than their number; like the rest here it must be set before jax is imported.
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--strict-parity", action="store_true", help="fail the run if a parity test is skipped"
+  )
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  if config.getoption("--strict-parity") and not _parity_ran(terminalreporter):
+    terminalreporter.write_line("parity tests were skipped or did not run", red=True)
+
+
+def pytest_sessionfinish(session, exitstatus):
+  reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+  if session.config.getoption("--strict-parity") and not _parity_ran(reporter):
+    session.exitstatus = 1
+
+
+def _parity_ran(reporter) -> bool:
+  def parity(outcome):
+    return [r for r in reporter.stats.get(outcome, []) if "parity" in getattr(r, "keywords", {})]
+
+  return bool(parity("passed") + parity("failed")) and not parity("skipped")
