@@ -7,23 +7,76 @@ what), 75 interrupted and saved (give the same command again), 1 anything else.
 import os
 import sys
 
-# Decided before jax is imported: fewer lines of noise from XLA and transformers.
+# Before jax and transformers are imported: without these they greet the user with notices.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
+
+BAD_INPUT = 2
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment template, for example configs/baseline.py.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Everything that the run leaves goes here.")
+DISTRIBUTED = flags.DEFINE_bool(
+  "distributed",
+  False,
+  "Run as one of several processes; TPU pods, Slurm and Open MPI say by themselves which one.",
+)
+COORDINATOR = flags.DEFINE_string(
+  "coordinator_address", None, "host:port of process 0, where the cluster does not say."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator_address.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator_address.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def main(argv):
-  print(CONFIG.value.lr, argv)
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser, but a misspelt config field ends in one sentence, too."""
+  try:
+    rest = app.parse_flags_with_usage(argv)
+    _ = CONFIG.value  # Read now: a missing file is found only on the first look.
+    return rest
+  except (AttributeError, KeyError, OSError) as error:
+    # ml_collections wraps one exception in another; the innermost says "Did you mean …?".
+    reason = error
+    while isinstance(reason, Exception) and reason.args:
+      reason = reason.args[-1] if isinstance(reason, OSError) else reason.args[0]
+    sentence = " ".join(str(reason).split())
+    sys.exit(_refuse(f"a --config flag names a field or file that does not exist: {sentence}"))
+
+
+def _refuse(sentence: str) -> int:
+  print(f"segflax: {sentence}", file=sys.stderr, flush=True)
+  return BAD_INPUT
+
+
+def main(argv: list[str]):
+  if argv[1:]:
+    sys.exit(_refuse(f"arguments without a flag: {argv[1:]}; write --name=value"))
+
+  # Not at the top: a misspelt flag is answered at once, without waiting for jax.
+  import jax
+
+  from segflax import compilation_cache
+  from segflax.errors import UserError
+  from segflax.preemption import Interrupted
+  from segflax.train import train_and_evaluate
+
+  logging.set_verbosity(logging.WARNING)
+  try:
+    compilation_cache.enable()
+    if DISTRIBUTED.value or COORDINATOR.value:
+      jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    train_and_evaluate(CONFIG.value, WORKDIR.value)
+  except UserError as error:
+    sys.exit(_refuse(str(error)))
+  except Interrupted as interrupted:
+    print(interrupted, flush=True)
+    sys.exit(interrupted.exit_code)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

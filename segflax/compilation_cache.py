@@ -31,7 +31,8 @@ def enable(directory: str | Path | None = None) -> Path:
   if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
     raise UserError(
       f"compilation cache {path} can be written by others, and cached programs are run as they "
-      f"are; run `chmod 700 {path}` as its owner, or set JAX_COMPILATION_CACHE_DIR to a private folder"
+      f"are; run `chmod 700 {path}` as its owner, or set JAX_COMPILATION_CACHE_DIR to a folder of "
+      "your own"
     )
   jax.config.update("jax_compilation_cache_dir", str(path))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
