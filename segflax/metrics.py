@@ -6,6 +6,7 @@ that read results do not start JAX.
 """
 
 import dataclasses
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -122,7 +123,7 @@ class Rows:
     try:
       with np.load(path, allow_pickle=False) as columns:
         content = {f.name: columns[f.name] for f in dataclasses.fields(cls)}
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
       raise UserError(f"{path} holds no rows of an evaluation ({error}); evaluate again") from error
     for name in ("prompts", "concepts", "image_ids", "sources"):
       content[name] = content[name].tolist()

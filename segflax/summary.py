@@ -101,9 +101,9 @@ def best_of(history: Sequence[dict], metric: str) -> dict | None:
   sign = -1 if lower_is_better(metric) else 1
   best = None
   for row in history:
-    value = row[metric] if metric in row else None
-    if value is None or not math.isfinite(value):
+    if metric not in row or row[metric] is None or not math.isfinite(row[metric]):
       continue
+    value = row[metric]
     if best is None or sign * value > sign * best["value"]:
       best = {"value": value, "epoch": row["epoch"]}
   return best
