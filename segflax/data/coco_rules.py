@@ -1,0 +1,129 @@
+"""What a COCO file must obey before anything is drawn from it."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+from segflax.data.items import inside
+from segflax.data.rasterize import rle_mask
+from segflax.errors import UserError
+
+_LISTS = ("images", "annotations", "categories")
+
+
+def usable(content: object, folder: Path) -> tuple[dict, list[str]]:
+  """Separates what can be used from what breaks a rule.
+
+  Args:
+    content: The parsed annotation file.
+    folder: Where its pictures are.
+
+  Returns:
+    `images`, `annotations`, `categories`, `licenses` without the records that break a rule, and
+    one sentence for each that does: the record's id and the rule.
+  """
+  empty = {"images": [], "annotations": [], "categories": [], "licenses": []}
+  if not isinstance(content, dict):
+    return empty, ["the file must hold an object"]
+  if missing := [k for k in _LISTS if k not in content or not isinstance(content[k], list)]:
+    return empty, [f"lists missing: {', '.join(missing)}"]
+  problems = []
+
+  def keep(kind: str, records: list, rule) -> list[dict]:
+    kept, seen = [], Counter()
+    for record in records:
+      number = record["id"] if isinstance(record, dict) and "id" in record else None
+      seen[number] += 1
+      if number is None:
+        problems.append(f"{kind} without an id")
+      elif seen[number] > 1:
+        problems.append(f"{kind} {number}: this id occurs twice")
+      elif problem := rule(record):
+        problems.append(f"{kind} {number}: {problem}")
+      else:
+        kept.append(record)
+    return kept
+
+  categories = keep("category", content["categories"], _category_problem)
+  images = keep("image", content["images"], lambda image: _image_problem(image, folder))
+  sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+  known = {image["id"] for image in content["images"] if isinstance(image, dict) and "id" in image}
+  names = {category["id"] for category in categories}
+  annotations = keep(
+    "annotation",
+    [{"segmentation": [], "bbox": None, **entry} for entry in content["annotations"]],
+    lambda annotation: _annotation_problem(annotation, known, sizes, names),
+  )
+  content = {"licenses": [], **content}
+  return {
+    "images": images,
+    # Those of a refused image go with it; the image itself has been named.
+    "annotations": [a for a in annotations if a["image_id"] in sizes],
+    "categories": categories,
+    "licenses": [entry for entry in content["licenses"] if "name" in entry],
+  }, problems
+
+
+def _category_problem(category: dict) -> str:
+  return "" if "name" in category and str(category["name"]).strip() else "it has no name"
+
+
+def _image_problem(image: dict, folder: Path) -> str:
+  if missing := [key for key in ("file_name", "height", "width") if key not in image]:
+    return f"{', '.join(missing)} missing"
+  if not all(isinstance(image[key], int) and image[key] > 0 for key in ("height", "width")):
+    return f"size {image['width']}x{image['height']} is not a size in pixels"
+  try:
+    path = inside(folder, image["file_name"])
+  except UserError as error:
+    return str(error)
+  return "" if path.is_file() else f"file {image['file_name']!r} is missing"
+
+
+def _annotation_problem(annotation: dict, known: set, sizes: dict, categories: set) -> str:
+  if missing := [key for key in ("image_id", "category_id") if key not in annotation]:
+    return f"{', '.join(missing)} missing"
+  if annotation["image_id"] not in known:
+    return f"image_id {annotation['image_id']} is not among the images"
+  if annotation["category_id"] not in categories:
+    return f"category_id {annotation['category_id']} is not among the categories"
+  if annotation["image_id"] not in sizes:
+    return ""
+  segmentation = annotation["segmentation"]
+  if not segmentation:
+    return _box_problem(annotation["bbox"])
+  if isinstance(segmentation, dict):
+    return _rle_problem(segmentation, sizes[annotation["image_id"]])
+  if not isinstance(segmentation, list):
+    return f"segmentation is a {type(segmentation).__name__}, not polygons or RLE"
+  return next((problem for polygon in segmentation if (problem := _polygon_problem(polygon))), "")
+
+
+def _polygon_problem(polygon: object) -> str:
+  if not isinstance(polygon, list) or not all(_finite(value) for value in polygon):
+    return "a polygon must be a flat list of numbers x, y, x, y, …"
+  if len(polygon) % 2:
+    return f"a polygon has {len(polygon)} numbers; they come in pairs"
+  return "" if len(polygon) >= 6 else f"a polygon has {len(polygon) // 2} points; 3 are needed"
+
+
+def _box_problem(box: object) -> str:
+  if not isinstance(box, list) or len(box) != 4 or not all(_finite(value) for value in box):
+    return "neither an outline nor a box [x, y, w, h]"
+  return "" if box[2] > 0 and box[3] > 0 else f"the box is {box[2]} wide and {box[3]} high"
+
+
+def _rle_problem(segmentation: dict, size: tuple[int, int]) -> str:
+  if "counts" not in segmentation or "size" not in segmentation:
+    return "RLE needs counts and size"
+  if list(segmentation["size"]) != list(size):
+    return f"RLE is for {segmentation['size']}, the picture is {list(size)} (height, width)"
+  try:
+    rle_mask(segmentation["counts"], *size)
+  except (ValueError, TypeError, IndexError) as error:
+    return f"RLE is unreadable: {error}"
+  return ""
+
+
+def _finite(value: object) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
