@@ -110,9 +110,21 @@ def test_picture_counts_ignore_the_canvas():
   probability = r.random((2, 8, 8), np.float32)
   truth = r.random((2, 24, 20)) > 0.5
   size = np.array([17, 11], np.int32)
-  thresholds = jnp.asarray([0.3, 0.5])
-  small = counts.picture_counts(probability, truth[:, :17, :11], size, thresholds, 0.5)
-  large = counts.picture_counts(probability, truth, size, thresholds, 0.5)  # garbage around
+  thresholds, count = jnp.asarray([0.3, 0.5]), jax.jit(counts.picture_counts)
+  small = count(probability, truth[:, :17, :11], size, thresholds, 0.5)
+  large = count(probability, truth, size, thresholds, 0.5)  # garbage around
   for name, value in small.items():
     np.testing.assert_array_equal(value, large[name])
   assert (np.asarray(small["counts"]).sum(-1) == 17 * 11).all()
+
+
+@pytest.mark.parametrize("size", [(16, 24), (8, 6), (5, 30), (3, 4), (32, 32)])
+def test_truth_at_network_size_is_the_share_covered(size):
+  truth = np.zeros((2, 32, 32), bool)
+  height, width = size
+  truth[:, :height, :width] = np.random.default_rng(8).random((2, height, width)) > 0.5
+  got = counts.resize_to_network(truth, jnp.asarray(size, jnp.int32), (8, 6))
+  # Oracle: every source pixel cut into 8 x 6 equal parts, every target pixel their mean.
+  fine = np.repeat(np.repeat(truth[:, :height, :width], 8, 1), 6, 2)
+  expected = fine.reshape(2, 8, height, 6, width).mean((2, 4))
+  np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -219,5 +219,5 @@ def test_rows_on_disk(pictures, tmp_path):
   for name in ("missing.npz", "broken.npz"):
     with pytest.raises(UserError, match=f"{name} holds no rows of an evaluation"):
       metrics.Rows.load(tmp_path / name)
-  with pytest.raises(ValueError, match="counts has shape"):
+  with pytest.raises(ValueError, match=r"sources has shape \(6,\), not \(1,\)"):
     make_rows(*pictures, names=["one name for six pictures"])
