@@ -43,22 +43,22 @@ class Checkpoints:
 
   Args:
     directory: made if need be.
+    frozen: path -> sha256 of the parameters that are not in the state; they must be the same when
+      it is restored. None: not recorded, not compared.
     every_epochs: period of the checkpoints kept for good; 0: none.
     keep_latest: at least 1.
     best_metric: key of `metrics`, higher is better, by which the best is kept.
-    frozen: path -> sha256 of the parameters that are not in the state; they must be the same when
-      it is restored. None: not recorded, not compared.
     strict: refuse a damaged checkpoint instead of going back to the one before.
   """
 
   def __init__(
     self,
     directory: str | Path,
+    frozen: dict[str, str] | None = None,
     *,
     every_epochs: int = 10,
     keep_latest: int = 2,
     best_metric: str = "val_iou",
-    frozen: dict[str, str] | None = None,
     strict: bool = False,
   ):
     if every_epochs < 0:

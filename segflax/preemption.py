@@ -5,10 +5,12 @@ schedulers can be told to requeue on it. A second SIGINT leaves at once, with co
 """
 
 import collections
+import functools
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -32,15 +34,11 @@ class PreemptionGuard:
   A thread reads signals from Python's wake-up pipe, so that they are acknowledged (and a second
   SIGINT obeyed) even while the main thread compiles. In a run of several processes any one's
   signal stops all of them at the same poll; for that every process must poll equally often.
-
-  Args:
-    mesh: all devices of all processes; read only in multi-process runs.
   """
 
-  def __init__(self, mesh: Mesh | None = None):
+  def __init__(self):
     self._requested = threading.Event()
-    self._mesh, self._answers = mesh, collections.deque()
-    self._agree = None
+    self._answers = collections.deque()  # of polls whose answer has not been read yet
 
   @property
   def requested(self) -> bool:
@@ -55,7 +53,7 @@ class PreemptionGuard:
     """Returns whether to stop now, the same on all processes; call it after every step."""
     if jax.process_count() == 1:
       return self.requested
-    self._answers.append(self._send_flag())
+    self._answers.append(self._any(self.requested))
     if len(self._answers) <= _LAG:
       return False
     return bool(self._answers.popleft().addressable_data(0))
@@ -65,12 +63,13 @@ class PreemptionGuard:
     if self.poll():
       raise Interrupted
 
-  def _send_flag(self) -> jax.Array:
-    split = NamedSharding(self._mesh, P(self._mesh.axis_names))
-    if self._agree is None:
-      self._agree = jax.jit(jnp.any, out_shardings=NamedSharding(self._mesh, P()))
-    flag = np.full(len(self._mesh.local_devices), self.requested)
-    return self._agree(jax.make_array_from_process_local_data(split, flag))
+  @functools.cached_property
+  def _any(self) -> Callable[[bool], jax.Array]:
+    """Function from this process's flag to any process's, computed on the devices."""
+    mesh = Mesh(np.asarray(jax.devices()), "all")
+    agree = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
+    split, count = NamedSharding(mesh, P("all")), jax.local_device_count()
+    return lambda flag: agree(jax.make_array_from_process_local_data(split, np.full(count, flag)))
 
   def __enter__(self) -> "PreemptionGuard":
     if threading.current_thread() is not threading.main_thread():
