@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from segflax.data.decode import load_image
 from segflax.errors import UserError
 
 _JPEG_QUALITY = 95
-_ORIENTATION = 0x0112  # EXIF tag
 
 
 class Example(TypedDict):
@@ -45,7 +44,8 @@ def encode(example: Example, max_size: int = 0) -> dict:
   Raises:
     UserError: The picture cannot be read, or a mask is not of its size or of values {0, 255}.
   """
-  picture = load_image(example["image"])
+  name = None if isinstance(example["image"], Path) else example["image_id"]
+  picture = load_image(example["image"], name=name)
   size = _stored_size(picture.size, max_size)
   masks = [
     png_bytes(shrink_mask(_mask_array(mask, picture.size, example["image_id"], concept), size))
@@ -110,6 +110,10 @@ def _mask_array(mask: Image.Image, size, image_id: str, concept: str) -> np.ndar
   return array.astype(np.uint8)
 
 
+def _upright(opened: Image.Image) -> bool:
+  return opened.getexif().get(ExifTags.Base.Orientation) in (None, 1)
+
+
 def _image_bytes(image, picture: Image.Image, size: tuple[int, int]) -> bytes:
   """Returns the given file where every reader sees the same in it, else a new encoding."""
   if isinstance(image, Path):
@@ -119,7 +123,7 @@ def _image_bytes(image, picture: Image.Image, size: tuple[int, int]) -> bytes:
     with Image.open(io.BytesIO(image)) as opened:
       lossless = opened.format == "PNG"
       plain = opened.format in ("JPEG", "PNG") and opened.mode == "RGB"
-      if plain and size == picture.size and opened.getexif().get(_ORIENTATION) in (None, 1):
+      if plain and size == picture.size and _upright(opened):
         return image
   if size != picture.size:
     picture, lossless = picture.resize(size, Image.Resampling.BOX, reducing_gap=None), False

@@ -5,14 +5,20 @@ Each layout is a module with `recognises(folder) -> bool` and `read(folder, conc
 
 from pathlib import Path
 
-from segflax.data import coco
+from segflax.data import coco, mask_folders, origin, tfds_source, yolo
 from segflax.data.items import Item, Source
 from segflax.data.records import Example
 from segflax.errors import UserError
 
 __all__ = ["LAYOUTS", "Example", "Item", "Source", "read_source"]
 
-LAYOUTS = {"coco": coco}  # in the order in which they are tried
+LAYOUTS = {  # in the order in which they are tried
+  "tfds": tfds_source,
+  "coco": coco,
+  "origin": origin,
+  "masks": mask_folders,
+  "yolo": yolo,
+}
 _SHOWN = 5  # problems that an error names in full
 
 

@@ -1,0 +1,62 @@
+"""The origin's `data/processed`: `{taping_area,cracks}/<split>/{images,masks,prompts}`.
+
+The folder says what the masks show. The prompt files only have to agree: in the origin's projects
+they were overwritten, so that a whole set was trained under the other one's prompt.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from segflax.data import mask_folders
+from segflax.data.items import SPLIT_NAMES, Source
+from segflax.errors import UserError
+
+CONCEPT_OF = {"taping_area": "taping area", "cracks": "crack"}
+
+
+def recognises(folder: Path) -> bool:
+  return bool(_present(folder))
+
+
+def read(folder: Path, concept: str) -> Source:
+  """Reads both sets.
+
+  Args:
+    folder: Holds `taping_area/`, `cracks/` or both.
+    concept: Reads only the set of this concept; empty reads all.
+
+  Raises:
+    UserError: There is no set of this concept.
+  """
+  parts = {name: path for name, path in _present(folder).items() if concept in ("", name)}
+  if not parts:
+    raise UserError(f"{folder} has no set for {concept!r}; it has {', '.join(_present(folder))}")
+  items, notes, problems = [], [], []
+  for own, path in parts.items():
+    part = mask_folders.read(path, own)
+    items += part.items
+    notes += [f"{path.name}: {note}" for note in part.notes]
+    problems += [f"{path.name}: {problem}" for problem in part.problems]
+    problems += _prompt_problems(path, own)
+  name = f"{folder.parent.name}/{folder.name}"
+  items = [
+    dataclasses.replace(item, source=f"{name}/{item.source.split('/')[-1]}") for item in items
+  ]
+  return Source(name, folder, "origin", tuple(items), notes=tuple(notes), problems=tuple(problems))
+
+
+def _prompt_problems(part: Path, own: str) -> list[str]:
+  problems = []
+  for split in SPLIT_NAMES:
+    for path in sorted((part / split / "prompts").glob("*.txt")):
+      for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        asked = mask_folders.concept_of(line) if line.strip() else own
+        if asked != own:
+          place = path.relative_to(part.parent)
+          problems.append(f"{place} asks for {asked!r}, its folder is of {own!r}")
+  return problems
+
+
+def _present(folder: Path) -> dict[str, Path]:
+  places = {concept: folder / name for name, concept in CONCEPT_OF.items()}
+  return {concept: path for concept, path in places.items() if mask_folders.recognises(path)}
