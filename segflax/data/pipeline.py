@@ -1,0 +1,317 @@
+"""The two streams: training, endless and resumable to the example; evaluation, one exact pass.
+
+What the training stream delivers at a step is a function of (seed, step) alone, so its position
+is one number, the same on every process and for any number of processes: step `t` is global
+batch `t % steps_per_epoch` of epoch `t // steps_per_epoch`, and process p of n takes the p-th of
+its n contiguous slices. Decoding runs ahead in threads; the order never depends on them.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from segflax.data import rows
+from segflax.data.builder import load_info, open_split
+from segflax.data.prompts import PromptSet
+from segflax.data.rows import Unreadable
+from segflax.errors import UserError
+
+_CANVAS_STEP = 16  # Canvases are rounded up to it: similar data sets share compiled programs.
+
+
+class Source(Protocol):
+  """Random access to undecoded records, as `segflax.data.builder.open_split` returns them."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> dict: ...
+
+
+class SetAside:
+  """Unreadable pictures: noted once each, tolerated up to a limit.
+
+  Attributes:
+    found: record number -> what was wrong, with the picture's id.
+  """
+
+  def __init__(self, limit: int):
+    self.found: dict[int, str] = {}
+    self._limit = limit
+
+  def add(self, index: int, error: UserError):
+    self.found[index] = str(error)  # A dict's item assignment is atomic between threads.
+
+  def check(self):
+    """Raises UserError when more pictures were set aside than the limit allows."""
+    if len(self.found) > self._limit:
+      listed = "\n  ".join(self.found[index] for index in sorted(self.found))
+      raise UserError(
+        f"{len(self.found)} unreadable pictures, more than the {self._limit} that may be set "
+        f"aside (max_corrupt); mend them or prepare the data set anew:\n  {listed}"
+      )
+
+
+class TrainStream:
+  """Endless iterator over batches; `make_train_stream` says what is in them.
+
+  Attributes:
+    steps_per_epoch: global batches per epoch, the padded last one included.
+    num_examples: pictures per epoch.
+    set_aside: the unreadable pictures met so far.
+  """
+
+  def __init__(self, position_to_row, *, identity: dict, local_batch: int, read, set_aside):
+    self.num_examples = identity["num_examples"]
+    self.steps_per_epoch = -(-self.num_examples // identity["batch_size"])
+    self.set_aside = set_aside
+    self._identity, self._local_batch, self._read = identity, local_batch, read
+    self._rows = grain.MapDataset.range(sys.maxsize).map(position_to_row)
+    self._start(0)
+
+  def __iter__(self) -> "TrainStream":
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    batch = next(self._batches)
+    self.set_aside.check()
+    self._step += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """Returns the position after the last delivered batch: JSON-able, the same on all processes."""
+    return {"step": self._step, **self._identity}
+
+  def set_state(self, state: dict[str, int]):
+    """Moves to a position; the next batch is the one that followed `get_state`.
+
+    Raises:
+      UserError: the state is of another data set, batch size or seed: its position means nothing.
+    """
+    for name, value in self._identity.items():
+      if state[name] != value:
+        raise UserError(
+          f"the saved data position is of {name} {state[name]}, this stream has {name} {value}; "
+          "resume with the same data and settings, or start a new workdir"
+        )
+    self.close()
+    self._start(state["step"])
+
+  def close(self):
+    """Stops the decoding threads."""
+    self._batches.close()
+
+  def _start(self, step: int):
+    self._step = step
+    ahead = self._rows[step * self._local_batch :]
+    self._batches = iter(ahead.to_iter_dataset(self._read).batch(self._local_batch))
+
+
+def make_train_stream(
+  data: str | Path | Source,
+  split: str = "train",
+  *,
+  batch_size: int,
+  image_size: int,
+  prompts: PromptSet,
+  prompts_per_picture: int = 1,
+  negative_probability: float = 0.0,
+  max_corrupt: int = 0,
+  seed: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_threads: int = 2,
+) -> TrainStream:
+  """Returns this process's share of the endless training stream.
+
+  Within an epoch every picture comes exactly once, in an order of (seed, epoch); the last batch
+  is filled up with rows that are not `valid`. A batch is a dict of arrays (b: local batch, q:
+  `prompts_per_picture`, s: `image_size`):
+
+      image   [b s s 3] uint8
+      mask    [b q s s] uint8, coverage 0..255
+      prompt  [b q] int32, prompt ids
+      valid   [b q] bool, False: padding, an unfilled slot, or a picture that was set aside
+      key     [b 2] uint32, of (seed, epoch, record)
+      index   [b] int32, record number, -1: padding
+
+  Of a picture's concepts q are drawn, and one of its synonyms for each. With
+  `negative_probability` one slot (a free one, or the last) asks instead for a concept the source
+  says nothing of, with an empty mask; where it does say "absent", that is an ordinary example.
+
+  Args:
+    data: data set folder, or an opened source (then `split` is not used).
+    batch_size: global, a multiple of `process_count`.
+    max_corrupt: unreadable pictures that may be set aside before UserError, per process.
+    num_threads: of this process, for decoding; 0: none, decode when asked.
+
+  Raises:
+    UserError: no such data or split, it is empty, or a number above is out of its range.
+  """
+  source = _open(data, split, prompts)
+  local = _local_batch(batch_size, process_count)
+  if not 0 <= negative_probability <= 1:
+    raise UserError(f"negative_probability {negative_probability} must lie in [0, 1]")
+  if not 1 <= prompts_per_picture <= len(prompts.concepts):
+    raise UserError(
+      f"prompts_per_picture {prompts_per_picture} must lie between 1 and the number of concepts, "
+      f"{len(prompts.concepts)}"
+    )
+  if not 0 <= seed < 2**32:
+    raise UserError(f"seed {seed} must lie in [0, 2**32)")
+  n = len(source)
+  steps = -(-n // batch_size)
+  set_aside = SetAside(max_corrupt)
+  # Grain's shuffle is a function of (seed, position): no permutation is held in memory.
+  order = grain.MapDataset.range(n).seed(seed).shuffle().repeat()
+
+  def row(position: int) -> dict[str, np.ndarray]:
+    step, place = divmod(position, local)
+    epoch, step = divmod(step, steps)
+    slot = step * batch_size + process_index * local + place
+    if slot >= n:
+      return rows.empty_train_row(prompts_per_picture, image_size, -1)
+    index = order[epoch * n + slot]
+    seeds = np.random.SeedSequence([seed, epoch, index])
+    try:
+      filled = rows.train_row(
+        source[index],
+        np.random.default_rng(seeds),
+        prompts,
+        slots=prompts_per_picture,
+        negative_probability=negative_probability,
+        image_size=image_size,
+      )
+    except Unreadable as error:
+      set_aside.add(index, error)
+      return rows.empty_train_row(prompts_per_picture, image_size, index)
+    return filled | {"key": seeds.generate_state(2), "index": np.int32(index)}
+
+  return TrainStream(
+    row,
+    identity={"seed": seed, "num_examples": n, "batch_size": batch_size},
+    local_batch=local,
+    read=_read_options(num_threads, local),
+    set_aside=set_aside,
+  )
+
+
+class EvalStream:
+  """Iterable over the batches of one pass; `make_eval_stream` says what is in them.
+
+  Attributes:
+    steps: batches in a pass, the padded last one included, the same on every process.
+    num_examples: pictures in the split.
+    canvas: height and width of the masks' canvas.
+    set_aside: the unreadable pictures met so far.
+  """
+
+  def __init__(self, position_to_row, *, num_examples, steps, canvas, local_batch, read, set_aside):
+    self.num_examples, self.steps, self.canvas = num_examples, steps, canvas
+    self.set_aside = set_aside
+    dataset = grain.MapDataset.range(steps * local_batch).map(position_to_row)
+    self._batches = dataset.to_iter_dataset(read).batch(local_batch)
+
+  def __len__(self) -> int:
+    return self.steps
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    for batch in self._batches:
+      self.set_aside.check()
+      yield batch
+
+
+def make_eval_stream(
+  data: str | Path | Source,
+  split: str = "val",
+  *,
+  batch_size: int,
+  image_size: int,
+  prompts: PromptSet,
+  max_corrupt: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_threads: int = 2,
+) -> EvalStream:
+  """Returns this process's share of one ordered pass over a split; iterate as often as needed.
+
+  Every picture comes exactly once; every process gets the same number of batches. A batch is a
+  dict of arrays (b: local batch, k: concepts of `prompts`, s: `image_size`, H W: the canvas, as
+  large as the largest picture, rounded up to a multiple of 16):
+
+      image  [b s s 3] uint8
+      mask   [b k H W] uint8 {0, 1}, at the picture's own size in the top left corner
+      known  [b k] bool, False: the source says nothing of the concept
+      size   [b 2] int32, own height and width
+      valid  [b] bool, False: padding, or a picture that was set aside
+      index  [b] int32, record number, -1: padding
+
+  Args and Raises: as `make_train_stream`.
+  """
+  source = _open(data, split, prompts)
+  local = _local_batch(batch_size, process_count)
+  n, k = len(source), len(prompts.concepts)
+  canvas = _canvas(data, split, source)
+  set_aside = SetAside(max_corrupt)
+
+  def row(position: int) -> dict[str, np.ndarray]:
+    step, place = divmod(position, local)
+    index = step * batch_size + process_index * local + place
+    if index >= n:
+      return rows.empty_eval_row(k, canvas, image_size, -1)
+    try:
+      filled = rows.eval_row(source[index], prompts, canvas, image_size)
+    except Unreadable as error:
+      set_aside.add(index, error)
+      return rows.empty_eval_row(k, canvas, image_size, index)
+    return filled | {"index": np.int32(index)}
+
+  return EvalStream(
+    row,
+    num_examples=n,
+    steps=-(-n // batch_size),
+    canvas=canvas,
+    local_batch=local,
+    read=_read_options(num_threads, local),
+    set_aside=set_aside,
+  )
+
+
+def _open(data: str | Path | Source, split: str, prompts: PromptSet) -> Source:
+  if isinstance(data, str | Path):
+    concepts, source = load_info(data).concepts, open_split(data, split)
+  else:
+    concepts, source = (), data
+  if missing := sorted(set(concepts) - set(prompts.concepts)):
+    raise UserError(f"the data set has the concepts {missing}, the prompts do not: add prompts")
+  if not len(source):
+    raise UserError(f"split {split!r} of {data} is empty; it needs at least one picture")
+  return source
+
+
+def _local_batch(batch_size: int, process_count: int) -> int:
+  if batch_size < 1 or batch_size % process_count:
+    raise UserError(
+      f"batch_size {batch_size} must be a positive multiple of the {process_count} processes"
+    )
+  return batch_size // process_count
+
+
+def _canvas(data: str | Path | Source, split: str, source: Source) -> tuple[int, int]:
+  if isinstance(data, str | Path):
+    counts = load_info(data).counts[split]
+    size = counts["max_height"], counts["max_width"]
+  else:
+    records: Sequence[dict] = [source[i] for i in range(len(source))]
+    size = max(r["height"] for r in records), max(r["width"] for r in records)
+  height, width = (-(-side // _CANVAS_STEP) * _CANVAS_STEP for side in size)
+  return height, width
+
+
+def _read_options(num_threads: int, local_batch: int) -> grain.ReadOptions:
+  # Enough to refill a batch while another is used; Grain's default of 500 pictures is half a GiB.
+  ahead = 2 * local_batch + num_threads if num_threads else 0
+  return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
