@@ -150,9 +150,7 @@ def write_dataset(
   Raises:
     UserError: A data set is there already, a split is empty, or a picture or mask is unusable.
   """
-  path = Path(data_dir) / NAME / VERSION
-  if path.exists() and not overwrite:
-    raise UserError(f"{path} exists; choose another data_dir or pass overwrite")
+  path = check_target(data_dir, overwrite)
   tfds.disable_progress_bar()  # it draws over everything that is not a terminal
   # TFDS would take a data set that is there for the one to write: build beside it, then move.
   with tempfile.TemporaryDirectory(dir=_made(data_dir), prefix=".incomplete-") as scratch:
@@ -171,6 +169,14 @@ def write_dataset(
     path.parent.mkdir(exist_ok=True)
     (Path(scratch) / NAME / VERSION).rename(path)
   return load_info(data_dir)
+
+
+def check_target(data_dir: str | Path, overwrite: bool) -> Path:
+  """Returns the folder that TFDS will read; raises UserError where it would be overwritten."""
+  path = Path(data_dir) / NAME / VERSION
+  if path.exists() and not overwrite:
+    raise UserError(f"{path} exists; choose another data_dir or pass overwrite")
+  return path
 
 
 def load_info(data_dir: str | Path) -> DatasetInfo:

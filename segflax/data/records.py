@@ -105,7 +105,7 @@ def _mask_array(mask: Image.Image, size, image_id: str, concept: str) -> np.ndar
       f"{size[0]}x{size[1]}; masks must be of their picture's size"
     )
   array = np.asarray(mask)
-  if array.ndim != 2 or not np.isin(array, (0, 255)).all():
+  if array.ndim != 2 or not ((array == 0) | (array == 255)).all():
     raise UserError(f"{image_id}: the mask of {concept!r} must be one channel of values 0 and 255")
   return array.astype(np.uint8)
 
