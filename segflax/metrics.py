@@ -24,6 +24,8 @@ DEFINITIONS = {
   "miou_2c": "mean of foreground and background IoU of counts summed over pictures",
   "empty_fp_rate": "of the pictures with empty truth, the share with any foreground",
   "empty_fp_area": "mean share of foreground over the pictures with empty truth",
+  "predicted_area": "mean share of foreground in the predictions",
+  "truth_area": "mean share of foreground in the truths",
   "prompt_overlap": "mean IoU of the masks of two concepts' prompts on one picture, where either "
   "is not empty; truth_overlap is the goal, 1 means that the prompt is ignored",
   "truth_overlap": "the same of the truths",
@@ -202,6 +204,8 @@ def from_counts(counts: np.ndarray) -> dict[str, float]:
     "miou_2c": (iou_global + float(ratio(total_tn, total_tn + wrong, nothing))) / 2,
     "empty_fp_rate": mean((fp > 0)[empty]),
     "empty_fp_area": mean(ratio(fp, every, np.nan)[empty]),
+    "predicted_area": mean(ratio(tp + fp, every, np.nan)),
+    "truth_area": mean(ratio(tp + fn, every, np.nan)),
   }
 
 

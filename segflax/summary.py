@@ -14,7 +14,7 @@ from segflax.metrics import DEFINITIONS, LOWER_IS_BETTER
 SUMMARY = "training_summary.json"
 HISTORY = "metrics.jsonl"
 VAL_ROWS = "val_rows.npz"  # metrics.Rows of the best epoch
-THRESHOLDS = "thresholds.json"  # in a model folder: {"thresholds": {prompt: value}, …}
+THRESHOLDS = "thresholds.json"  # in a model folder: prompt -> threshold
 
 
 def strict(value):
