@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from absl import logging
 
 from segflax.data import prepare
-from segflax.data.sources import LAYOUTS, Source, read_source
+from segflax.data.sources import Source, read_named_source
 from segflax.errors import UserError
 
 BAD_INPUT = 2
@@ -51,17 +51,6 @@ def main() -> int:
   print(report(prepared))
   print(f"wrote {prepared.info.path} in {time.monotonic() - start:.0f} s")
   return 0
-
-
-def read_named_source(text: str, *, strict: bool = True) -> Source:
-  """Reads a source given as [CONCEPT=]DIR[:LAYOUT]."""
-  concept, separator, folder = text.partition("=")
-  if not separator or Path(text).is_dir():
-    concept, folder = "", text
-  folder, colon, layout = folder.rpartition(":")
-  if not colon or layout not in LAYOUTS:
-    folder, layout = folder + colon + layout, ""
-  return read_source(folder, concept.strip(), layout=layout, strict=strict)
 
 
 def source_table(sources: list[Source]) -> str:

@@ -53,7 +53,14 @@ def read(folder: Path, concept: str) -> Source:
     for image in export["images"]:
       drawn = [(concept or names[a["category_id"]], a) for a in by_image[image["id"]]]
       items.append(_item(path.parent, image, drawn, vouched, split, source))
-  merged = [f"categories {sorted(set(names.values()))} are all taken as {concept!r}"]
+  notes = []
+  if concept and len(names) > 1:
+    notes.append(f"categories {sorted(set(names.values()))} are all taken as {concept!r}")
+  for path, export in exports.items():
+    if beyond := coco_rules.beyond_border(export):
+      listed = ", ".join(map(str, beyond[:5])) + (", …" if len(beyond) > 5 else "")
+      place = path.parent.name
+      notes.append(f"{place}: annotations {listed} reach beyond their picture and are cut there")
   licenses = [entry["name"] for export in exports.values() for entry in export["licenses"]]
   return Source(
     name=source,
@@ -61,7 +68,7 @@ def read(folder: Path, concept: str) -> Source:
     layout="coco",
     items=tuple(items),
     licenses=tuple(dict.fromkeys(licenses)),
-    notes=tuple(merged if concept and len(names) > 1 else ()),
+    notes=tuple(notes),
     problems=tuple(problems),
   )
 

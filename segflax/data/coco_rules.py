@@ -64,6 +64,22 @@ def usable(content: object, folder: Path) -> tuple[dict, list[str]]:
   }, problems
 
 
+def beyond_border(content: dict) -> list[int]:
+  """Returns the ids of annotations that reach more than a pixel out of their picture."""
+  sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+  found = []
+  for annotation in content["annotations"]:
+    if isinstance(annotation["segmentation"], dict):
+      continue  # RLE covers its picture exactly
+    x, y, w, h = annotation["bbox"] or (0, 0, 0, 0)
+    corners = [value for polygon in annotation["segmentation"] for value in polygon]
+    points = [*zip(corners[::2], corners[1::2], strict=True)] or [(x, y), (x + w, y + h)]
+    width, height = sizes[annotation["image_id"]]
+    if any(not (-1 <= px <= width + 1 and -1 <= py <= height + 1) for px, py in points):
+      found.append(annotation["id"])
+  return found
+
+
 def _category_problem(category: dict) -> str:
   return "" if "name" in category and str(category["name"]).strip() else "it has no name"
 

@@ -10,7 +10,7 @@ from segflax.data.items import Item, Source
 from segflax.data.records import Example
 from segflax.errors import UserError
 
-__all__ = ["LAYOUTS", "Example", "Item", "Source", "read_source"]
+__all__ = ["LAYOUTS", "Example", "Item", "Source", "read_named_source", "read_source"]
 
 LAYOUTS = {  # in the order in which they are tried
   "tfds": tfds_source,
@@ -52,3 +52,14 @@ def read_source(
   if strict and not source.items:
     raise UserError(f"source {folder} ({source.layout}) holds no picture")
   return source
+
+
+def read_named_source(text: str, *, strict: bool = True) -> Source:
+  """Reads a source given as [CONCEPT=]DIR[:LAYOUT]."""
+  concept, separator, folder = text.partition("=")
+  if not separator or Path(text).is_dir():
+    concept, folder = "", text
+  folder, colon, layout = folder.rpartition(":")
+  if not colon or layout not in LAYOUTS:
+    folder, layout = folder + colon + layout, ""
+  return read_source(folder, concept.strip(), layout=layout, strict=strict)

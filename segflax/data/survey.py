@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 from segflax.data import fingerprint, mixing
@@ -109,10 +108,3 @@ def mask_look(mask: np.ndarray, shapes: bool) -> MaskLook:
   ridge = (distance == ndimage.maximum_filter(distance, 3)) & mask
   thickness = float(np.median(2 * distance[ridge] - 1))
   return MaskLook(area, float(mask.sum() / boxes), thickness)
-
-
-def shrink_to_view(picture: Image.Image, size: int) -> Image.Image:
-  """Returns a copy whose longer side is at most `size`."""
-  small = picture.copy()
-  small.thumbnail((size, size))
-  return small
