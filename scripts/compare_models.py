@@ -51,7 +51,8 @@ def differences(found: Sequence[runs.Run]) -> list[dict[str, object]]:
     line = {"first": first, "second": second, "verdict": "not comparable: no per-picture results"}
     if rows[first] is not None and rows[second] is not None:
       result = judgement.compare(rows[first], rows[second])
-      line |= {"verdict": result.verdict, "pictures": result.pictures}
+      verdict = result.verdict.replace("first", first).replace("second", second)
+      line |= {"verdict": verdict, "pictures": result.pictures}
       line |= {"difference in IoU": result.interval.mean}
       line |= {"95 % from": result.interval.low, "to": result.interval.high}
     lines.append(line)
@@ -107,7 +108,7 @@ def page(found: Sequence[runs.Run], rows: list[dict], lines: list[dict]) -> str:
   names = [run.name for run in found]
   best = best_values(rows)
   warnings = [
-    html.paragraph(f"{run.name} {sentence}", "warning")
+    html.paragraph(f"{run.name}: {sentence}", "warning")
     for run in found
     for sentence in judgement.suspicions(run.best_row(), "val_")
   ]

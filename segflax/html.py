@@ -136,7 +136,7 @@ def chart(
 ) -> str:
   """Returns an SVG line chart; a point whose value is None or not finite interrupts its curve."""
   width, height = size
-  left, right, top, bottom = 48, 10, 24, 28
+  left, right, top, bottom = 58, 10, 24, 28
   finite = lambda y: y is not None and math.isfinite(y)  # noqa: E731
   points = [(x, y) for curve in curves.values() for x, y in curve if finite(y)]
   if not points:
@@ -156,7 +156,7 @@ def chart(
     parts.append(
       f'<line x1="{left}" x2="{width - right}" y1="{to_y(y):.1f}" y2="{to_y(y):.1f}" '
       f'stroke="currentColor" opacity=".15"/>'
-      f'<text x="{left - 6}" y="{to_y(y) + 4:.1f}" text-anchor="end">{y:.4g}</text>'
+      f'<text x="{left - 6}" y="{to_y(y) + 4:.1f}" text-anchor="end">{y:.3g}</text>'
     )
   for x in _ticks(x_low, x_high):
     parts.append(f'<text x="{to_x(x):.1f}" y="{height - 10}" text-anchor="middle">{x:.4g}</text>')

@@ -1,0 +1,265 @@
+"""Trials are laid out, run once, continued, and written for other engines."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segflax import emit, experiments, study
+from segflax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden" / "emit"
+
+# Stands in for main.py: fails on lr=0, is interrupted by SIGTERM, else leaves a summary.
+FAKE_MAIN = """
+import json, pathlib, signal, sys, time
+flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+workdir = pathlib.Path(flags["workdir"])
+with open(workdir / "calls", "a") as f: f.write("x")
+if flags.get("config.lr") == "0": sys.exit("lr 0 is not positive; use 1e-4")
+def leave(*_): print("saved step 7", flush=True); sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+if "config.wait" in flags and not (workdir / "waited").exists():
+  (workdir / "waited").touch(); time.sleep(30)
+iou = 1 - abs(float(flags.get("config.lr", 0.5)) - 0.5)
+best = {"val_iou": {"value": iou, "epoch": 2}}
+(workdir / "training_summary.json").write_text(json.dumps({"best_metrics": best,
+  "final_metrics": {}, "total_epochs": 3, "training_args": {}, "best_val_iou": iou}))
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+  """A folder with templates and a main.py that takes milliseconds."""
+  (tmp_path / "configs").mkdir()
+  for name in ("baseline", "higher_lr", "quickstart"):
+    text = f'"""The {name} template.\n\nMore."""\n\ndef get_config():\n  return 1 / 0\n'
+    (tmp_path / "configs" / f"{name}.py").write_text(text)
+  (tmp_path / "configs" / "helper.py").write_text("x = 1\n")
+  (tmp_path / "main.py").write_text(textwrap.dedent(FAKE_MAIN))
+  return tmp_path
+
+
+def plan(project, names=(), **options):
+  return experiments.plan(names, project / "runs", folder=project / "configs", **options)
+
+
+def runner(project, said=None):
+  say = (lambda text: None) if said is None else said.append
+  return experiments.Runner([sys.executable, str(project / "main.py")], say)
+
+
+def calls(project, name):
+  return len((project / "runs" / name / "calls").read_text())
+
+
+def test_templates_are_listed_without_running_them(project):
+  found = experiments.templates(project / "configs")
+  assert found == {n: f"The {n} template." for n in ("baseline", "higher_lr", "quickstart")}
+
+
+def test_the_projects_templates_load_and_say_what_they_are():
+  found = experiments.templates(ROOT / "configs")
+  assert "baseline" in found and all(found.values())
+
+
+def test_a_sweep_is_a_grid_over_every_experiment(project):
+  trials = plan(
+    project,
+    ["baseline", "higher_lr"],
+    settings=["epochs=2", "config.data_dir=a b"],
+    sweeps=["lr=1e-4,5e-4", "loss.name=bce,dice"],
+  )
+  assert [t.name for t in trials][:2] == [
+    "baseline__lr=1e-4__loss.name=bce",
+    "baseline__lr=1e-4__loss.name=dice",
+  ]
+  assert len(trials) == 8 == len({t.workdir for t in trials})
+  assert trials[0].overrides == {
+    "epochs": "2", "data_dir": "a b", "lr": "1e-4", "loss.name": "bce"
+  }  # fmt: skip
+  assert "--config.data_dir=a b" in trials[0].arguments()
+
+
+def test_without_a_name_the_origins_run(project):
+  assert [t.name for t in plan(project)] == ["baseline", "higher_lr"]
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"names": ["basline"]}, "'basline' is unknown; available: baseline, higher_lr, quickstart"),
+    ({"settings": ["lr"]}, "'lr' is not of the form field=value"),
+    ({"settings": ["l r=1"]}, "not of the form"),
+    ({"sweeps": ["lr=1,,2"]}, "must list distinct values"),
+    ({"sweeps": ["lr=1,1"]}, "must list distinct values"),
+  ],
+)
+def test_bad_plans_are_one_sentence(project, options, message):
+  with pytest.raises(UserError, match=message):
+    plan(project, **options)
+
+
+def test_one_failing_does_not_stop_the_rest_and_only_the_missing_is_repeated(project):
+  trials = plan(project, ["baseline"], sweeps=["lr=0,0.5,0.7"])
+  said = []
+  states = runner(project, said).run(trials, jobs=2)
+  names = [t.name for t in trials]
+  assert states == dict(zip(names, ("failed", "done", "done"), strict=True))
+  assert any("failed" in line and "lr 0 is not positive" in line for line in said)
+  rows = [experiments.result(t, states[t.name]) for t in trials]
+  assert rows[1]["best_val_iou"] == 1 and rows[1]["best_epoch"] == 2
+  record = json.loads((trials[0].workdir / "experiment.json").read_text())
+  assert record["state"] == "failed" and record["exit_code"] == 1
+
+  runner(project).run(trials)
+  assert [calls(project, name) for name in names] == [2, 1, 1]
+  assert (trials[0].workdir / "experiment.log").read_text().count("$ ") == 2
+
+
+def test_a_done_run_with_other_settings_is_not_mistaken_for_it(project):
+  runner(project).run(plan(project, ["baseline"], settings=["lr=0.5"]))
+  with pytest.raises(UserError, match=r"was run with lr=0.5, not with lr=0.6; give the same"):
+    runner(project).run(plan(project, ["higher_lr", "baseline"], settings=["lr=0.6"]))
+  assert not (project / "runs" / "higher_lr").exists()
+
+
+def test_stopping_lets_the_running_save_and_starts_no_other(project):
+  trials = plan(project, ["baseline", "higher_lr"], settings=["wait=1"])
+  first = runner(project)
+
+  def stop_when_running():
+    while not (project / "runs" / "baseline" / "waited").exists():
+      time.sleep(0.02)
+    first.stop()
+
+  thread = threading.Thread(target=stop_when_running)
+  thread.start()
+  states = first.run(trials)
+  thread.join()
+  assert states == {"baseline": "interrupted", "higher_lr": "missing"}
+  (project / "runs" / "higher_lr").mkdir()
+  (project / "runs" / "higher_lr" / "waited").touch()
+  assert set(runner(project).run(trials).values()) == {"done"}
+
+
+def test_a_killed_runner_leaves_a_trial_that_is_run_again(project):
+  (trial,) = plan(project, ["baseline"])
+  trial.workdir.mkdir(parents=True)
+  record = {"overrides": {}, "state": "running"}
+  (trial.workdir / "experiment.json").write_text(json.dumps(record))
+  assert experiments.state_of(trial) == "running"
+  assert runner(project).run([trial]) == {"baseline": "done"}
+
+
+def golden_trials():
+  return experiments.plan(
+    ["baseline"],
+    Path("runs/experiments"),
+    settings=["data_dir=data/dry wall"],
+    sweeps=["lr=1e-4,5e-4"],
+    folder=ROOT / "configs",
+  )
+
+
+def relative(text):
+  return text.replace(str(ROOT) + "/", "")
+
+
+def emitted():
+  files = {"trials.sbatch": emit.slurm(golden_trials())} | emit.skypilot(golden_trials())
+  return {name: relative(text) for name, text in files.items()}
+
+
+@pytest.mark.parametrize("name", sorted(emitted()))
+def test_emitted_files_equal_the_golden_ones(name):
+  """`python tests/test_experiments.py` writes them anew; read the difference before a commit."""
+  assert emitted()[name] == (GOLDEN / name).read_text()
+
+
+def test_emitted_files_are_what_the_engines_read():
+  for name, text in emitted().items():
+    if name.endswith(".yaml"):
+      task = yaml.safe_load(text)
+      assert set(task) == {"name", "resources", "workdir", "file_mounts", "setup", "run"}
+    else:
+      subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_the_slurm_array_starts_the_right_trial(tmp_path):
+  """The script runs here with stand-ins for srun and scontrol; exit code 75 requeues."""
+  (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$OUT"; exit 75\n')
+  (tmp_path / "scontrol").write_text('#!/bin/bash\necho "$@" >> "$OUT"\n')
+  for tool in ("srun", "scontrol"):
+    (tmp_path / tool).chmod(0o755)
+  environment = os.environ | {
+    "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    "OUT": str(tmp_path / "out"),
+    "SLURM_ARRAY_TASK_ID": "1",
+    "SLURM_ARRAY_JOB_ID": "77",
+  }
+  script = emit.slurm(golden_trials())
+  code = subprocess.run(["bash"], input=script, text=True, env=environment).returncode
+  lines = (tmp_path / "out").read_text().splitlines()
+  assert code == 75 and lines[-1] == "requeue 77_1"
+  assert lines[:2] == ["python", "main.py"]
+  assert lines[2:-1] == golden_trials()[1].arguments()
+
+
+def run_study(project, trials, **options):
+  return study.run(
+    runner(project),
+    "baseline",
+    storage=f"sqlite:///{project}/study.db",
+    searches=["lr=0.1:0.9", "batch_size=4:8"],
+    trials=trials,
+    output=project / "runs",
+    folder=project / "configs",
+    **({"settings": []} | options),
+  )
+
+
+def test_a_study_goes_on_in_its_storage(project):
+  import optuna
+
+  optuna.logging.set_verbosity(optuna.logging.WARNING)
+  assert len(run_study(project, 3)) == 3
+  run_study(project, 2)
+  found = optuna.load_study(study_name="baseline", storage=f"sqlite:///{project}/study.db")
+  assert len(found.trials) == 5
+  best = found.best_trial
+  assert best.value == pytest.approx(1 - abs(best.params["lr"] - 0.5), abs=1e-5)
+  assert isinstance(best.params["batch_size"], int)
+
+
+@pytest.mark.parametrize(
+  "text", ["lr=1:0", "lr=0:1:log", "lr=1:2:linear", "lr=a:b", "lr=0.1:0.2:log:x"]
+)
+def test_a_bad_search_is_one_sentence(text):
+  with pytest.raises(UserError, match=f"--search '{text}'"):
+    study.parse_search(text)
+
+
+def test_the_script_lists_and_reports_bad_input():
+  script = [sys.executable, "scripts/run_experiments.py"]
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  run = lambda *a: subprocess.run(  # noqa: E731
+    [*script, *a], capture_output=True, text=True, cwd=ROOT, env=environment
+  )
+  listed = run("--list")
+  assert listed.returncode == 0 and "* baseline " in listed.stdout
+  wrong = run("--experiment", "nothing")
+  assert wrong.returncode == 2 and "'nothing' is unknown; available:" in wrong.stderr
+  assert "Traceback" not in wrong.stderr
+
+
+if __name__ == "__main__":
+  emit.write(emitted(), GOLDEN)
