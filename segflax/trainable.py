@@ -1,4 +1,4 @@
-"""Names for what is trained: patterns over parameter paths such as `vision/blocks_3/norm1/scale`."""
+"""Names for what is trained: patterns over parameter paths such as `decoder/film/mul/bias`."""
 
 import re
 
