@@ -12,7 +12,7 @@ from segflax import feature_cache
 from segflax.errors import UserError
 from segflax.models.clipseg import CLIPSeg, CLIPSegConfig, init_params, normalize
 
-CONFIG = CLIPSegConfig.small(image_size=32, width=32, layers=3, taps=(0, 1, 2), reduce_dim=32)
+CONFIG = CLIPSegConfig.small(image_size=32, width=32, layers=2, taps=(0, 1), decoder_mlp=32)
 PICTURES, VIEWS, SEED = 11, 2, 3
 MODEL = CLIPSeg(CONFIG)
 
@@ -49,10 +49,10 @@ def layout(root, **changes):
     "weights": {"vision/kernel": "ab"},
     "pictures": PICTURES,
     "views": VIEWS,
-    "row": (3, 17, 32),
+    "row": (2, 17, 32),
     "seed": SEED,
     "settings": {"image_size": 32},
-    "shard_bytes": 4 * 2 * VIEWS * 3 * 17 * 32,  # four pictures
+    "shard_bytes": 4 * 2 * VIEWS * 2 * 17 * 32,  # four pictures
   }
   return feature_cache.make_layout(root, **options | changes)
 
@@ -119,7 +119,7 @@ def test_the_stream_pairs_every_example_with_a_view_and_its_key(cache):
         if (feature_cache.view_keys(SEED, [v], index) == batch["view_key"][row]).all()
       ]
       assert len(views) == 1
-      np.testing.assert_array_equal(batch["taps"][2][row], cache.taps(index, np.array(views))[2][0])
+      np.testing.assert_array_equal(batch["taps"][1][row], cache.taps(index, np.array(views))[1][0])
       seen.add((int(index[0]), views[0]))
   assert len(seen) > 1.8 * PICTURES  # Six epochs show nearly every view of every picture.
 
@@ -140,30 +140,26 @@ def test_training_from_the_cache_is_training_to_the_stated_tolerance(cache):
   """Ten updates of the decoder, once from pictures and once from the cache."""
   condition = jax.random.normal(jax.random.key(1), (4, 1, CONFIG.projection_dim))
   target = np.random.default_rng(1).random((4, 1, 32, 32)) < 0.2
-  tx = optax.adamw(1e-3)
-
   scale = params()["logit_scale"]
 
   def loss_fn(decoder, taps, valid):
-    logits = MODEL.apply(
-      {"params": {"decoder": decoder, "logit_scale": scale}}, taps, condition, (32, 32), method="decode"
-    )
+    model = {"decoder": decoder, "logit_scale": scale}
+    logits = MODEL.apply({"params": model}, taps, condition, (32, 32), method="decode")
     loss = optax.sigmoid_binary_cross_entropy(logits, target).mean((1, 2, 3))
     return jnp.where(valid, loss, 0).sum() / valid.sum(), logits
 
   @jax.jit
-  def update(decoder, opt_state, taps, valid):
+  def update(decoder, taps, valid):
     (_, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(decoder, taps, valid)
-    updates, opt_state = tx.update(grads, opt_state, decoder)
-    return optax.apply_updates(decoder, updates), opt_state, logits
+    return jax.tree.map(lambda p, g: p - 0.1 * g, decoder, grads), logits
 
   def train(taps_of):
-    decoder = params()["decoder"]
-    opt_state, stream = tx.init(decoder), feature_cache.CachedStream(Stream(), cache)
+    decoder, stream = params()["decoder"], feature_cache.CachedStream(Stream(), cache)
     for _ in range(10):
       batch = next(stream)
-      decoder, opt_state, logits = update(decoder, opt_state, taps_of(batch), batch["valid"])
-    return logits
+      taps = tuple(np.asarray(x, np.float32) for x in taps_of(batch))
+      decoder, logits = update(decoder, taps, batch["valid"])
+    return np.asarray(logits)
 
   cached = train(lambda batch: batch["taps"])
   whole = train(lambda batch: encode(pictures()[batch["index"]], batch["view_key"]))
