@@ -34,6 +34,7 @@ DEFINITIONS = {
   "synonym_agreement": "mean IoU of the masks of two prompts of one concept on one picture, where "
   "either is not empty",
 }
+NO_DIRECTION = ("predicted_area", "truth_area", "truth_overlap")  # no value of these is the best
 LOWER_IS_BETTER = (
   "loss",
   "empty_fp_rate",

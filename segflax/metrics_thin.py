@@ -16,7 +16,7 @@ from segflax.skeleton import skeletonize
 
 Mask = Bool[np.ndarray, "h w"]
 TOLERANCES = (2, 5)  # pixels
-WIDTH_EDGES = (2.0, 4.0, 8.0)  # pixels, between the bins of width_bin
+WIDTH_EDGES = (2.5, 4.5, 8.5)  # pixels, between the bins; a line of n pixels is clear of them
 LEVELS = 1 << 16
 
 DEFINITIONS = {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segflax.errors import UserError
-from segflax.metrics import DEFINITIONS, LOWER_IS_BETTER
+from segflax.metrics import DEFINITIONS, LOWER_IS_BETTER, NO_DIRECTION
 
 SUMMARY = "training_summary.json"
 HISTORY = "metrics.jsonl"
@@ -134,7 +134,8 @@ def make_summary(
   final = dict(history[-1]) if history else {}
   scalars = lambda name: name.startswith(("val_", "train_"))  # noqa: E731
   names = [n for n, v in final.items() if scalars(n) and not isinstance(v, dict | list)]
-  best = {n: best_of(history, n) for n in names if n.startswith("val_")}
+  judged = [n for n in names if n.startswith("val_") and n[4:] not in NO_DIRECTION]
+  best = {n: best_of(history, n) for n in judged}
   best = {n: b for n, b in best.items() if b is not None}
   value = lambda name: best[name]["value"] if name in best else None  # noqa: E731
   return {

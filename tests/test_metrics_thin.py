@@ -91,19 +91,19 @@ def test_the_width_of_a_line(width):
 
 
 def test_width_bins():
-  assert metrics_thin.width_bins() == ["0 to 2 px", "2 to 4 px", "4 to 8 px", "> 8 px"]
+  assert metrics_thin.width_bins() == ["0 to 2.5 px", "2.5 to 4.5 px", "4.5 to 8.5 px", "> 8.5 px"]
   assert [metrics_thin.width_bin(w) for w in (1, 2, 3, 8, 9)] == [
-    "0 to 2 px",
-    "0 to 2 px",
-    "2 to 4 px",
-    "4 to 8 px",
-    "> 8 px",
+    "0 to 2.5 px",
+    "0 to 2.5 px",
+    "2.5 to 4.5 px",
+    "4.5 to 8.5 px",
+    "> 8.5 px",
   ]
   assert metrics_thin.width_bin(metrics_thin.width(np.zeros((5, 5), bool))) == "none"
   table = metrics_thin.by_width(np.array([1, 3, 1, np.nan]), {"iou": np.array([0.2, 0.5, 0.4, 1])})
   assert table == {
-    "0 to 2 px": {"pictures": 2, "iou": pytest.approx(0.3)},
-    "2 to 4 px": {"pictures": 1, "iou": 0.5},
+    "0 to 2.5 px": {"pictures": 2, "iou": pytest.approx(0.3)},
+    "2.5 to 4.5 px": {"pictures": 1, "iou": 0.5},
   }
 
 
