@@ -15,7 +15,10 @@ from segflax.data.items import IMAGE_SUFFIXES, SPLIT_NAMES, Item, Source, inside
 from segflax.data.prompts import SYNONYMS
 from segflax.errors import UserError
 
-_CONCEPT_OF = {text: concept for concept, texts in SYNONYMS.items() for text in texts}
+# File names have no "/".
+_CONCEPT_OF = {
+  text.replace("/", " "): concept for concept, texts in SYNONYMS.items() for text in texts
+}
 
 
 def recognises(folder: Path) -> bool:
@@ -56,9 +59,8 @@ def read(folder: Path, concept: str) -> Source:
 
 def concept_of(label: str) -> str:
   """Returns what a mask's label asks for: a known prompt's concept, else the label itself."""
-  words = label.replace("_", " ").strip().lower()
-  known = {text.replace("/", " "): concept for text, concept in _CONCEPT_OF.items()}
-  return known[words] if words in known else words.removeprefix("segment ")
+  words = " ".join(label.replace("_", " ").replace("/", " ").lower().split())
+  return _CONCEPT_OF[words] if words in _CONCEPT_OF else words.removeprefix("segment ")
 
 
 def _wanted(folder: Path, labels: set[str], concept: str) -> tuple[dict[str, str], tuple]:

@@ -71,10 +71,10 @@ def png_bytes(mask: np.ndarray) -> bytes:
 
 
 def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Returns a mask at a smaller size with the same share of foreground.
+  """Returns a mask at a smaller size with about the same share of foreground.
 
   Coverage of at least one half would wipe out lines thinner than a stored pixel; here the pixels
-  with the most coverage are taken until the area is reached, so thin cracks stay whole.
+  with the most coverage are taken until the area is reached, and those that equal the last one.
 
   Args:
     mask: `[h, w]` uint8, values {0, 255}.

@@ -1,0 +1,240 @@
+"""prepare_data, as a user calls it."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import exports
+import numpy as np
+import pytest
+from PIL import Image
+
+from segflax.data import builder, prepare, progress, rasterize, records
+from segflax.data.sources import read_source
+from segflax.errors import UserError
+
+_SCRIPT = Path(__file__).parents[2] / "scripts/prepare_data.py"
+
+
+def _run(*arguments):
+  command = [sys.executable, str(_SCRIPT), *map(str, arguments)]
+  return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+  """A crack export with 2 Roboflow copies of each of 10 walls, and a taping one of boxes."""
+  root = tmp_path_factory.mktemp("exports")
+  cracks = exports.walls(10, name="crack")
+  copies = [
+    exports.Wall(f"{wall.name}_jpg.rf.{copy}", wall.split, wall.outlines, wall.seed + 50 * copy)
+    for wall in cracks
+    for copy in (0, 1)
+  ]
+  exports.write_coco(root / "cracks", copies)
+
+  def boxes(split, data):
+    for annotation in data["annotations"]:
+      annotation["segmentation"] = []
+
+  exports.write_coco(root / "drywall", exports.walls(10, seed=1, name="joint"), boxes)
+  return root
+
+
+@pytest.fixture(scope="module")
+def prepared(folders, tmp_path_factory):
+  data_dir = tmp_path_factory.mktemp("data")
+  done = _run(
+    f"--source=crack={folders / 'cracks'}",
+    f"--source=taping area={folders / 'drywall'}",
+    f"--data_dir={data_dir}",
+  )
+  assert done.returncode == 0, done.stderr
+  return data_dir, done
+
+
+def test_it_says_what_it_found(prepared, folders):
+  _, done = prepared
+  name = folders.name
+  assert f"{name}/cracks (coco): 20 pictures of 10 source pictures, 20 annot" in done.stdout
+  assert f"{name}/drywall (coco): 10 pictures of 10 source pictures, 10 annot" in done.stdout
+  assert "10 of them only boxes; taping area; CC BY 4.0" in done.stdout
+  assert f"WARNING: {name}/drywall has only boxes" in done.stdout
+  assert "30/30" in done.stderr
+  assert "\r" not in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_every_picture_is_in_one_split_and_no_source_picture_in_two(prepared):
+  data_dir, _ = prepared
+  info = builder.load_info(data_dir)
+  assert info.concepts == ("crack", "taping area")
+  assert info.splits == ("train", "val", "test")
+  assert sum(counts["pictures"] for counts in info.counts.values()) == 30
+  groups, ids = {}, []
+  for split in info.splits:
+    opened = builder.open_split(data_dir, split)
+    groups[split] = {opened[i]["group"] for i in range(len(opened))}
+    ids += [opened[i]["image_id"] for i in range(len(opened))]
+  assert len(set(ids)) == 30
+  assert sum(map(len, groups.values())) == len(set().union(*groups.values())) == 20
+  named = json.loads((data_dir / "splits.json").read_text())["splits"]
+  assert sorted(image_id for of in named.values() for image_id in of) == sorted(ids)
+
+
+def test_the_split_file_is_obeyed(prepared, folders, tmp_path):
+  data_dir, _ = prepared
+  content = json.loads((data_dir / "splits.json").read_text())
+  moved = content["splits"]["val"].pop()
+  content["splits"]["train"].append(moved)
+  (tmp_path / "splits.json").write_text(json.dumps(content))
+  sources = _sources(folders)
+  options = prepare.Options(split_file=str(tmp_path / "splits.json"))
+  info = prepare.prepare(sources, tmp_path / "data", options).info
+  stored = builder.open_split(info.path, "train")
+  assert moved in {stored[i]["image_id"] for i in range(len(stored))}
+
+
+def test_official_splits_are_kept_and_their_leaks_reported(folders, tmp_path):
+  leaky = exports.walls(6, name="w")
+  leaky[2].seed = leaky[0].seed  # the same picture, once in train, once in valid
+  source = read_source(exports.write_coco(tmp_path / "leaky", leaky), "crack")
+  fractions = {"train": 0.6, "val": 0.2, "test": 0.2}
+  options = prepare.Options(split="official", fractions=fractions)
+  done = prepare.prepare([source], tmp_path / "data", options)
+  assert done.leaks == (("w0", "w2"),) or set(done.leaks[0]) == {"w0", "w2"}
+  assert done.info.counts["val"]["pictures"] == 2
+  assert done.info.counts["test"]["pictures"] >= 1
+  grouped = prepare.prepare([source], tmp_path / "grouped", prepare.Options(fractions=fractions))
+  assert grouped.leaks == ()
+  assert [set(pair[:2]) for pair in grouped.same_picture] == [{"w0", "w2"}]
+
+
+def test_unreadable_pictures_are_set_aside_up_to_a_limit(tmp_path):
+  folder = exports.write_coco(tmp_path / "broken", exports.walls(8))
+  path = folder / "train/wall0.png"
+  path.write_bytes(path.read_bytes()[:200])
+  source = read_source(folder, "crack")
+  done = prepare.prepare([source], tmp_path / "data", prepare.Options(max_corrupt=1))
+  (message,) = done.unreadable
+  assert str(path) in message
+  assert sum(counts["pictures"] for counts in done.info.counts.values()) == 7
+  with pytest.raises(UserError, match=r"1 pictures are unreadable, 0 may be.*wall0\.png"):
+    prepare.prepare([source], tmp_path / "none", prepare.Options(max_corrupt=0))
+
+
+def test_misaligned_masks_are_all_named_before_anything_is_written(tmp_path):
+  def change(split, data):
+    for image in data["images"][:2]:
+      image["width"] = 90
+
+  source = read_source(exports.write_coco(tmp_path / "x", exports.walls(6), change), "crack")
+  with pytest.raises(UserError, match=r"4 masks do not fit: .*90x64, its picture 80x64"):
+    prepare.prepare([source], tmp_path / "data")
+  assert not (tmp_path / "data").exists()
+
+
+def test_weights_and_max_size(folders, tmp_path):
+  sources = _sources(folders)
+  options = prepare.Options(max_size=40, weights={sources[1].name: 3})
+  info = prepare.prepare(sources, tmp_path, options).info
+  assert {c["max_width"] for c in info.counts.values()} == {40}
+  assert info.sources[sources[1].name]["weight"] == 3
+  train = builder.open_split(info.path, "train")
+  taping = [i for i in range(len(train)) if train[i]["concepts"] == ["taping area"]]
+  assert len(taping) % 3 == 0
+  assert len({train[i]["group"] for i in taping}) == len(taping) / 3
+  again = prepare.prepare(sources, tmp_path / "b", prepare.Options(max_size=40)).info
+  assert again.content_sha256 != info.content_sha256
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_turned_pictures_are_stored_upright(tmp_path, orientation):
+  turned = Image.new("RGB", (60, 40), "white")
+  turned.paste("red", (0, 0, 30, 40))
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  turned.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+  size = (40, 60) if orientation != 3 else (60, 40)
+  example = {
+    "image_id": "turned",
+    "image": tmp_path / "turned.jpg",
+    "masks": {"crack": Image.new("L", size, 255)},
+    "group": "turned",
+    "source": "x",
+  }
+  stored = Image.open(io.BytesIO(records.encode(example)["image"]))
+  assert stored.size == size
+  assert 0x0112 not in stored.getexif()
+  red = np.asarray(stored)[..., 1] < 128
+  assert red.mean() == pytest.approx(0.5, abs=0.02)
+  # Where the left half went: right (180), top (90 clockwise), bottom (90 anticlockwise).
+  rows, columns = np.nonzero(red)
+  centre = {3: columns.mean() > 40, 6: rows.mean() < 20, 8: rows.mean() > 40}
+  assert centre[orientation]
+
+
+def test_untouched_files_are_stored_byte_for_byte(tmp_path):
+  exports.write_picture(tmp_path / "wall.png", exports.walls(1)[0])
+  for path in (tmp_path / "wall.png", tmp_path / "wall.jpg"):
+    Image.open(tmp_path / "wall.png").save(path)
+    example = {"image_id": "w", "image": path, "masks": {}, "group": "w", "source": "x"}
+    assert records.encode(example)["image"] == path.read_bytes()
+
+
+@pytest.mark.parametrize("thick", [1.3, 2.4, 9.0])
+def test_shrinking_keeps_the_area_of_thin_lines(thick):
+  rng = np.random.default_rng(0)
+  outline = np.stack([150 + np.cumsum(rng.normal(0, 4, 61)), np.linspace(-1, 301, 61)], 1)
+  outline = np.concatenate([outline, outline[::-1] + (thick, 0)])
+  mask = np.where(rasterize.polygon_mask(outline, 300, 400), 255, 0).astype(np.uint8)
+  small = records.shrink_mask(mask, (133, 100))
+  assert small.mean() / mask.mean() == pytest.approx(1, abs=0.2)
+  assert set(np.unique(small)) == {0, 255}
+  half = np.asarray(Image.fromarray(mask).resize((133, 100), Image.Resampling.BOX)) >= 128
+  if thick < 1.5:  # coverage of one half would have wiped it out
+    assert half.mean() < 0.2 * (small > 0).mean()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--source=crack=/nowhere"], "source /nowhere is not a folder"),
+    (["--source=crack=EXPORT", "--fractions=1,2"], "--fractions=1,2 must be three numbers"),
+    (["--source=crack=EXPORT", "--weight=tape=2"], "no source or concept is called 'tape'"),
+    (["--source=crack=EXPORT", "--weight=crack=much"], "must be NAME=NUMBER"),
+  ],
+)
+def test_bad_input_ends_in_one_sentence(folders, tmp_path, arguments, message):
+  arguments = [text.replace("EXPORT", str(folders / "cracks")) for text in arguments]
+  done = _run(*arguments, f"--data_dir={tmp_path / 'data'}")
+  assert done.returncode == 2
+  assert message in done.stderr
+  assert done.stderr.count("\n") == 1
+
+
+class _Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_the_bar_moves_on_a_terminal_and_stays_quiet_in_a_file(monkeypatch):
+  clock = iter(np.arange(0, 1000, 1.0))
+  monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+  terminal, file = _Terminal(), io.StringIO()
+  assert list(progress.progress(range(100), "work", stream=terminal)) == list(range(100))
+  assert terminal.getvalue().count("\r") > 90
+  assert terminal.getvalue().endswith("\n")
+  list(progress.progress(range(100), "work", stream=file))
+  assert "\r" not in file.getvalue()
+  assert 3 <= file.getvalue().count("\n") <= 7
+  assert "100/100" in file.getvalue()
+
+
+def _sources(folders):
+  return [
+    read_source(folders / "cracks", "crack"),
+    read_source(folders / "drywall", "taping area"),
+  ]
