@@ -62,7 +62,7 @@ def main(argv: list[str]):
 
   from segflax import compilation_cache
   from segflax.errors import UserError
-  from segflax.preemption import Interrupted
+  from segflax.preemption import EXIT_CODE, Interrupted
   from segflax.train import train_and_evaluate
 
   logging.set_verbosity(logging.WARNING)
@@ -73,9 +73,8 @@ def main(argv: list[str]):
     train_and_evaluate(CONFIG.value, WORKDIR.value)
   except UserError as error:
     sys.exit(_refuse(str(error)))
-  except Interrupted as interrupted:
-    print(interrupted, flush=True)
-    sys.exit(interrupted.exit_code)
+  except Interrupted:
+    sys.exit(EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
 
   c.prompts = ConfigDict()
   c.prompts.synonyms = ConfigDict()  # concept -> prompts; the built-in ones where empty
+  c.prompts.templates = ("{}",)  # each synonym goes into each of them
   c.prompts.negative_probability = 0.0  # another concept's prompt with an empty mask
 
   # Generated walls (segflax/data/synthetic.py), written to data_dir where it is empty.
@@ -52,19 +53,69 @@ def get_config() -> ConfigDict:
   c.synthetic.val_pictures = 0
   c.synthetic.test_pictures = 0
   c.synthetic.size = 80  # pixels, square
+  c.synthetic.seed = 0
 
-  c.augment = ConfigDict()  # strengths; 0: off (segflax/data/augment.py)
+  c.augment = ConfigDict()  # at most; 0: off (segflax/data/augment.py explains the units)
+  c.augment.horizontal_flip = 0.5  # probability
+  c.augment.vertical_flip = 0.0
+  c.augment.transpose = 0.0
+  c.augment.scale = 0.0
+  c.augment.rotation = 0.0  # degrees
+  c.augment.brightness = 0.0
+  c.augment.contrast = 0.0
+  c.augment.saturation = 0.0
+  c.augment.blur = 0.0  # pixels
+  c.augment.noise = 0.0
 
   c.loss = ConfigDict()
-  c.loss.name = "bce_dice"
+  c.loss.name = "bce_dice"  # segflax/losses.py lists the others
+  c.loss.bce_weight = 1.0
+  c.loss.dice_weight = 1.0
+  c.loss.pos_weight = 1.0  # of foreground pixels in BCE
+  c.loss.smooth = 1.0  # pixels, of Dice and its relatives
+  c.loss.focal_alpha = 0.25  # weight of the foreground
+  c.loss.focal_gamma = 2.0
+  c.loss.tversky_fp = 0.3  # price of a false alarm
+  c.loss.tversky_fn = 0.7  # price of a miss
+  c.loss.tversky_gamma = 1.0
+  c.loss.thin_weight = 1.0  # of the skeleton term in bce_dice_skeleton and bce_dice_cldice
+  c.loss.skeleton_iterations = 5  # pixels of half width that thinning can remove
+
+  c.optimizer = ConfigDict()  # AdamW
+  c.optimizer.weight_decay = 0.01
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.999
+  c.optimizer.eps = 1e-8
+  c.optimizer.rates = ConfigDict()  # regular expression over parameter paths -> factor on lr
+  c.accumulate = 1  # pieces a device's batch is cut into to save memory
+  c.ema_decay = 0.0  # moving average of the trained leaves, which is then evaluated; 0: off
+  c.max_nonfinite = 0  # updates in a row that may be skipped for a non-finite loss or gradient
+  c.early_stopping_min_delta = 0.0  # what counts as better
 
   c.schedule = ConfigDict()
   c.schedule.name = "constant"  # constant or cosine, times what the plateau makes of it
+  c.schedule.warmup_epochs = 0.0
+  c.schedule.final_fraction = 0.0  # of lr, at the cosine's end
 
-  c.plateau = ConfigDict()  # ReduceLROnPlateau on validation loss
+  c.plateau = ConfigDict()  # ReduceLROnPlateau on validation loss, torch's names
+  c.plateau.mode = "min"
+  c.plateau.factor = 0.5
+  c.plateau.patience = 5
+  c.plateau.threshold = 1e-4
+  c.plateau.threshold_mode = "rel"
+  c.plateau.cooldown = 0
+  c.plateau.min_lr = 0.0
+  c.plateau.eps = 1e-8
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every_epochs = 10  # kept for good; best and latest are kept besides
+  c.checkpoint.every_epochs = 10  # kept for good; 0: none; the best is kept besides
+  c.checkpoint.every_steps = 0  # also inside an epoch; 0: only at its end
+  c.checkpoint.keep_latest = 2
+  c.checkpoint.strict = False  # refuse a damaged checkpoint instead of using the one before
+
+  c.log = ConfigDict()
+  c.log.every_steps = 100  # how often the loop looks at the devices' state
+  c.log.panels = 4  # validation pictures shown in TensorBoard
 
   c.eval = ConfigDict()
   c.eval.batch_size = 0  # pictures per evaluation step; 0: as batch_size

@@ -81,6 +81,13 @@ def load(workdir: Path) -> dict | None:
     ) from error
 
 
+def run_of(path: str | Path) -> Path:
+  """Returns the workdir that a checkpoint, its folder, or the workdir itself belongs to."""
+  path = Path(path).expanduser()
+  parents = [path, *path.parents][:3]
+  return next((folder for folder in parents if (folder / "config.json").exists()), path)
+
+
 def check_resume(config: ConfigDict, workdir: Path) -> list[str]:
   """Compares with the config the workdir was started with.
 

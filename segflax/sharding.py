@@ -36,7 +36,8 @@ def replicate(tree, mesh: Mesh):
   """
   sharding = NamedSharding(mesh, P())
   if jax.process_count() == 1:
-    return jax.device_put(tree, sharding)
+    # may_alias: a state whose leaves share a buffer cannot be donated.
+    return jax.device_put(tree, sharding, may_alias=False)
 
   def put(leaf):
     leaf = np.asarray(leaf)

@@ -1,0 +1,25 @@
+"""A small CLIPSeg from scratch on generated walls: the main job in about three minutes.
+
+main.py --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from configs import baseline
+
+
+def get_config():
+  c = baseline.get_config()
+  c.data_dir = "data/generated_walls"
+  c.synthetic.train_pictures = 3000
+  c.synthetic.val_pictures = 200
+  c.synthetic.test_pictures = 200
+  c.model.preset = "small"
+  c.image_size = 80
+  c.batch_size = 24
+  c.data.prompts_per_picture = 2  # both prompts of a picture share its encoding
+  c.epochs = 4
+  c.lr = 2e-3
+  c.schedule.name = "cosine"
+  c.eval.batch_size = 50
+  c.augment.vertical_flip = 0.5
+  c.augment.transpose = 0.5
+  return c
