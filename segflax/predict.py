@@ -122,6 +122,8 @@ class Predictor:
     Raises:
       UserError: an unreadable picture, no prompt, two prompts of one name, a bad tile.
     """
+    if isinstance(images, Picture):
+      raise UserError("images is a single picture; give a list of pictures")
     names = names_of(prompts)
     positive, negative = (self._encode(self._params, p) for p in (prompts, negatives))
     pictures = [np.asarray(load_image(as_source(image))) for image in images]
@@ -137,6 +139,11 @@ class Predictor:
         maps = layouts[i].blend(itertools.islice(answers, len(layouts[i])))
         results[i] = dict(zip(names, maps, strict=True))
     return results
+
+  @property
+  def num_parameters(self) -> int:
+    """Numbers that the model holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self._params))
 
   def threshold(self, prompt: str) -> float:
     """Returns the threshold fitted for a prompt, 0.5 where there is none."""
