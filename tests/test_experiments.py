@@ -16,7 +16,7 @@ from segflax import emit, experiments, study
 from segflax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "golden" / "emit"
+GOLDEN = Path(__file__).parent / "emit_golden"
 
 # Stands in for main.py: fails on lr=0, is interrupted by SIGTERM, else leaves a summary.
 FAKE_MAIN = """
