@@ -66,7 +66,8 @@ def read(path: Path, like) -> tuple[object, dict]:
   """Reads a checkpoint back, bit for bit, onto the shardings of `like`.
 
   Args:
-    like: pytree of jax arrays or ShapeDtypeStructs with shardings: the structure to fill.
+    like: pytree of jax arrays or ShapeDtypeStructs: the structure to fill. A leaf without sharding
+      goes to the first device.
 
   Returns:
     (state, document).
@@ -78,8 +79,9 @@ def read(path: Path, like) -> tuple[object, dict]:
   document = read_document(path)
   wanted = _flatten(like)
   check_fit(document["leaves"], wanted, path.name)
+  first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   abstract = {
-    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or first)
     for name, leaf in wanted.items()
   }
   try:
@@ -151,10 +153,12 @@ def _digest_json(content) -> str:
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+  """Returns what started it, in one line: Orbax wraps TensorStore's errors several times."""
+  while error.__cause__ or error.__context__:
+    error = error.__cause__ or error.__context__
   text = str(error).strip().splitlines()
-  line = text[0] if text else ""
-  return f"{type(error).__name__}: {line[:160]}"
+  return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
 
 
 def _and_more(count: int) -> str:
