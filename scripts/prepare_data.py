@@ -84,9 +84,10 @@ def report(prepared: prepare.Prepared) -> str:
   lines += [f"set aside: {why}" for why in prepared.unreadable]
   for leak in prepared.leaks:
     lines.append(f"LEAK, one source picture in several splits: {' '.join(leak)}")
-  known = [of for counts in prepared.info.counts.values() for of in counts["concepts"].values()]
-  if all(of["known"] == of["empty"] for of in known):
-    lines.append("WARNING: every mask is empty")
+  for split, counts in prepared.info.counts.items():
+    for concept, of in counts["concepts"].items():
+      if of["known"] == of["empty"]:
+        lines.append(f"WARNING: every mask of {concept!r} in {split} is empty")
   for name, source in prepared.info.sources.items():
     if source["annotations"] and source["boxes"] == source["annotations"]:
       lines.append(f"WARNING: {name} has only boxes: a model learns boxes from them, not outlines")

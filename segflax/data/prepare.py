@@ -113,14 +113,24 @@ def prepare(
 
 
 def choose_splits(items: Sequence[Item], clusters: Sequence[int], options: Options) -> list[str]:
-  """Returns the split of each picture, as the options want it."""
+  """Returns the split of each picture, as the options want it.
+
+  Raises:
+    UserError: The mode is unknown, or no picture is left for training or validation.
+  """
   if options.split_file:
-    return splits.read_file(Path(options.split_file), items)
-  if options.split == "grouped":
-    return splits.grouped(items, clusters, options.fractions, options.seed)
-  if options.split == "official":
-    return splits.official(items, clusters, options.fractions["test"], options.seed)
-  raise UserError(f"split {options.split!r} is unknown; known are grouped, official")
+    chosen = splits.read_file(Path(options.split_file), items)
+  elif options.split == "grouped":
+    chosen = splits.grouped(items, clusters, options.fractions, options.seed)
+  elif options.split == "official":
+    chosen = splits.official(items, clusters, options.fractions["test"], options.seed)
+  else:
+    raise UserError(f"split {options.split!r} is unknown; known are grouped, official")
+  if missing := [split for split in ("train", "val") if split not in chosen]:
+    raise UserError(
+      f"no picture is in {' or '.join(missing)}; deal the pictures out anew with --split=grouped"
+    )
+  return chosen
 
 
 def _look_over(items: list[Item], max_corrupt: int) -> tuple[list[Item], list[Look], list[str]]:
