@@ -144,8 +144,10 @@ def draw(predictor, split: Split, chosen: dict, concept_of: dict, threshold: dic
   """Returns kind -> prompt -> [(image id, caption, panel)], predicting the chosen ones again."""
   needed = sorted({i for kinds in chosen.values() for items in kinds.values() for i, _ in items})
   maps = {}
-  for index in needed:
-    maps[index] = predictor([split.picture(index)], list(concept_of), tile=None)[0]
+  for start in range(0, len(needed), predictor.batch_size):
+    chunk = needed[start : start + predictor.batch_size]
+    pictures = [split.picture(index) for index in chunk]
+    maps |= zip(chunk, predictor(pictures, list(concept_of), tile=None), strict=True)
   drawn = {}
   for kind, prompts in chosen.items():
     drawn[kind] = {}
@@ -240,14 +242,14 @@ def main(argv: list[str] | None = None):
   spread = np.unique(np.linspace(0, split.count - 1, min(6, split.count)).astype(int))
   iou = metrics.iou_rows(rows, best)
   chosen = {
-    "examples": {
+    "example": {
       p: [(int(i), f"IoU {iou[i, k]:.2f}") for i in spread] for k, p in enumerate(rows.prompts)
     }
   } | chosen
   drawn = draw(predictor, split, chosen, content["concepts"], best)
   entries = {
-    (image_id, prompt): (image_id, prompt, panel, caption)
-    for kind in ("examples", "worst")
+    (kind, image_id, prompt): (kind, image_id, prompt, panel, caption)
+    for kind in ("example", "worst")
     for prompt, figures in drawn[kind].items()
     for image_id, caption, panel in figures
   }

@@ -26,14 +26,14 @@ SHOWN = (
   "truth_overlap",
 )
 TITLES = {
-  "examples": "Examples, evenly spread over the split",
+  "example": "Examples, evenly spread over the split",
   "worst": "Worst pictures",
   "wrong concept": "Prompts that fire on another concept",
   "false alarms": "False alarms on pictures that have nothing to find",
 }
 
 
-def png(picture: Image.Image) -> bytes:
+def jpeg(picture: Image.Image) -> bytes:
   """Returns an encoded picture."""
   buffer = io.BytesIO()
   picture.save(buffer, "JPEG", quality=88)
@@ -44,7 +44,7 @@ def figures(items: Sequence[tuple[str, str, Image.Image]]) -> str:
   """Returns panels one below the other, with their names."""
   return html.gallery(
     [
-      html.image(png(panel), f"{image_id}: {caption}", media="image/jpeg")
+      html.image(jpeg(panel), f"{image_id}: {caption}", media="image/jpeg")
       for image_id, caption, panel in items
     ],
     wide=True,

@@ -199,17 +199,18 @@ def ranked(runs: Sequence[Run]) -> list[Run]:
   return sorted(runs, key=key, reverse=True)
 
 
-def write_overlays(folder: Path, entries: Iterable[tuple[str, str, object, str]]) -> None:
+def write_overlays(folder: Path, entries: Iterable[tuple[str, str, str, object, str]]) -> None:
   """Writes overlays for the pages of compare_models and report.
 
   Args:
     folder: a folder named `overlays` inside a workdir, at any depth.
-    entries: (image id, prompt, PIL picture, caption).
+    entries: (kind, image id, prompt, PIL picture, caption); kind: "example" or "worst".
   """
   folder.mkdir(parents=True, exist_ok=True)
   index = []
-  for number, (image_id, prompt, picture, caption) in enumerate(entries):
+  for number, (kind, image_id, prompt, picture, caption) in enumerate(entries):
     file = f"{number:04d}.jpg"
     picture.save(folder / file, quality=88)
-    index.append({"image_id": image_id, "prompt": prompt, "file": file, "caption": caption})
+    entry = {"kind": kind, "image_id": image_id, "prompt": prompt}
+    index.append(entry | {"file": file, "caption": caption})
   summary.write_json(folder / "index.json", {"overlays": index})
