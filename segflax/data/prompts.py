@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int32
 
 from segflax.errors import UserError
 
@@ -12,7 +11,6 @@ SYNONYMS = {
   "crack": ("segment crack", "segment wall crack"),
   "taping area": ("segment taping area", "segment joint/tape", "segment drywall seam"),
 }
-MAX_TOKENS = 77  # CLIP's text tower has as many positions, the two special tokens included.
 
 
 def default_synonyms(concept: str) -> tuple[str, ...]:
@@ -98,30 +96,6 @@ class PromptSet:
   def of_concept(self, concept: int) -> np.ndarray:
     """Returns the ids of the prompts that ask for a concept."""
     return np.flatnonzero(self.concept_of == concept).astype(np.int32)
-
-  def tokenize(self, tokenizer) -> Int32[np.ndarray, "P l"]:
-    """Returns the token ids of all prompts, padded to the longest with the padding token.
-
-    Args:
-      tokenizer: a CLIP tokenizer of transformers.
-
-    Raises:
-      UserError: a prompt has more than 77 tokens, or symbols that the vocabulary lacks.
-    """
-    ids = tokenizer(list(self.prompts), padding=False, truncation=False)["input_ids"]
-    for prompt, tokens in zip(self.prompts, ids, strict=True):
-      if len(tokens) > MAX_TOKENS:
-        raise UserError(
-          f"prompt {prompt!r} has {len(tokens)} tokens; CLIP reads {MAX_TOKENS}: shorten it"
-        )
-      # CLIP's unknown token is its end token: the text tower would stop reading there.
-      if tokenizer.unk_token_id in tokens[1:-1]:
-        raise UserError(
-          f"prompt {prompt!r} has symbols that the tokenizer's vocabulary lacks; reword it"
-        )
-    length = max(map(len, ids))
-    padded = [tokens + [tokenizer.pad_token_id] * (length - len(tokens)) for tokens in ids]
-    return np.array(padded, np.int32)
 
 
 def _add(table: dict[str, int], prompt: str, text: str, number: int, concepts: Sequence[str]):
