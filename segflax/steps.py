@@ -58,7 +58,7 @@ def _look_up(model: CLIPSeg, params: dict, table: dict, prompt: jax.Array) -> ja
 def _forward(model: CLIPSeg, params: dict, table: dict, image, prompt, **decode) -> jax.Array:
   """Returns the logits `[b q h w]` of pictures `[b h w 3]` in [0, 1] and prompt ids `[b q]`."""
   apply = functools.partial(model.apply, {"params": params})
-  taps = apply(normalize(image), method="encode_image")
+  taps = apply(normalize(255 * image), method="encode_image")  # normalize reads 0..255
   condition = _look_up(model, params, table, prompt)
   return apply(taps, condition, image.shape[1:3], method="decode", **decode)
 
