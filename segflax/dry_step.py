@@ -1,0 +1,62 @@
+"""The train step of a config from shapes alone: to compile, count and weigh it without data."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from segflax import build, losses, steps
+from segflax.data.augment import AugmentConfig
+from segflax.models.clipseg import CLIPSeg
+from segflax.sharding import AXIS
+from segflax.train_state import TrainState, split_params
+
+PROMPTS = 16  # rows of the prompt table; a step's cost does not depend on their number
+
+
+def lower_train_step(
+  config: ConfigDict, model: CLIPSeg, params: dict, mesh: Mesh, batch_size: int
+) -> jax.stages.Lowered:
+  """Returns the lowered program that `train_and_evaluate` runs at every step.
+
+  Args:
+    params: arrays or their shapes; nothing is computed with them.
+    mesh: of devices, or of descriptions of devices (jax.experimental.topologies).
+    batch_size: pictures, over the whole mesh.
+  """
+  pattern = build.trainable_pattern(config, model.config)
+  abstract = jax.eval_shape(lambda: params)
+  trained, frozen = split_params(abstract, pattern)
+  frozen = jax.eval_shape(lambda x: build.cast_frozen(config, x), frozen)
+  _, tx = build.make_optimizer(config, trained, steps_per_epoch=1000)
+  state = jax.eval_shape(lambda x: TrainState.create(x, tx, ema=config.ema_decay > 0), trained)
+  step = steps.make_train_step(
+    model,
+    tx,
+    losses.make_loss(config.loss),
+    mesh,
+    augment_config=AugmentConfig(**config.augment),
+    ema_decay=config.ema_decay,
+    accumulate=config.accumulate,
+    max_nonfinite=config.max_nonfinite,
+  )
+  one = functools.partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P()))
+  split = functools.partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P(AXIS)))
+  state, frozen = jax.tree.map(lambda x: one(x.shape, x.dtype), (state, frozen))
+  if "text" in trained:
+    table = {"tokens": one((PROMPTS, model.config.max_text_length), jnp.int32)}
+  else:
+    table = {"condition": one((PROMPTS, model.config.projection_dim), jnp.float32)}
+  b, q, s = batch_size, config.data.prompts_per_picture, config.image_size
+  batch = {
+    "image": split((b, s, s, 3), jnp.uint8),
+    "mask": split((b, q, s, s), jnp.uint8),
+    "prompt": split((b, q), jnp.int32),
+    "valid": split((b, q), jnp.bool_),
+    "key": split((b, 2), jnp.uint32),
+    "index": split((b,), jnp.int32),
+  }
+  return step.lower(state, frozen, table, batch)
