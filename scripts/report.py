@@ -121,6 +121,8 @@ def page(run: runs.Run, evaluation: Mapping | None, folder: Path | None) -> str:
   tables += [html.paragraph("Validation, best epoch:"), validation] if validation else []
   definitions = dict(run.summary.get("definitions", {}))
   definitions |= evaluation["definitions"] if evaluation else {}
+  leaves = runs.leaves(run.summary["training_args"])
+  config = [{"field": field, "value": str(value)} for field, value in leaves.items()]
   return html.page(
     f"Report: {run.name}",
     html.section("Suspicions", *(html.paragraph(s, "warning") for s in dict.fromkeys(warnings))),
@@ -131,15 +133,7 @@ def page(run: runs.Run, evaluation: Mapping | None, folder: Path | None) -> str:
     html.section("Examples", key if examples else "", html.gallery(examples, wide=True)),
     html.section("Failures", key if failures else "", html.gallery(failures, wide=True)),
     html.section("Run time and footprint", html.table(cost(run, evaluation))),
-    html.section(
-      "Config",
-      html.table(
-        [
-          {"field": f, "value": str(v)}
-          for f, v in runs.leaves(run.summary["training_args"]).items()
-        ]
-      ),
-    ),  # fmt: skip
+    html.section("Config", html.table(config)),
     html.section(
       "Definitions", html.table([{"metric": n, "definition": t} for n, t in definitions.items()])
     ),

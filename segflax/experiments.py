@@ -126,7 +126,8 @@ def state_of(trial: Trial) -> str:
     # A run that main.py made by itself counts, too: main.py compares the configs.
     return "done" if (trial.workdir / summary.SUMMARY).exists() else "missing"
   record = summary.read_json(path, "remove the workdir to start again")
-  if record["overrides"] != dict(trial.overrides):
+  # One that failed may be tried with other settings: they are often what was wrong.
+  if record["overrides"] != dict(trial.overrides) and record["state"] != "failed":
     raise UserError(
       f"{trial.workdir} was run with {_words(record['overrides'])}, not with "
       f"{_words(trial.overrides)}; give the same settings, or another --output"

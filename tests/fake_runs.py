@@ -94,8 +94,7 @@ def make_run(workdir, probability, truth, *, epochs=4, **arguments):
     picture = np.full((*truth.shape[-2:], 3), 150, np.uint8)
     for q, prompt in enumerate(PROMPTS):
       panel = visualize.overlay(picture, probability[i, q] > 0.5, truth[i, q])
-      entries.append(
-        (rows.image_ids[i], prompt, visualize.grid([[panel]], [["overlay"]]), "epoch 4")
-      )
+      sheet = visualize.grid([[panel]], [["overlay"]])
+      entries.append(("example", rows.image_ids[i], prompt, sheet, "epoch 4"))
   runs.write_overlays(workdir / runs.OVERLAYS, entries)
   return workdir

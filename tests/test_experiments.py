@@ -132,6 +132,14 @@ def test_a_done_run_with_other_settings_is_not_mistaken_for_it(project):
   assert not (project / "runs" / "higher_lr").exists()
 
 
+def test_a_failed_run_may_be_tried_with_other_settings(project):
+  assert runner(project).run(plan(project, ["baseline"], settings=["lr=0"])) == {
+    "baseline": "failed"
+  }
+  states = runner(project).run(plan(project, ["baseline"], settings=["lr=0.5"]))
+  assert states == {"baseline": "done"}
+
+
 def test_stopping_lets_the_running_save_and_starts_no_other(project):
   trials = plan(project, ["baseline", "higher_lr"], settings=["wait=1"])
   first = runner(project)
@@ -227,6 +235,7 @@ def run_study(project, trials, **options):
   )
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_in_its_storage(project):
   import optuna
 
