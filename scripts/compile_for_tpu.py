@@ -30,7 +30,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict, config_flags
 
 from segflax import build, cost
-from segflax.dry_step import lower_train_step
+from segflax.dry_step import train_step_and_shapes
 from segflax.errors import UserError
 from segflax.sharding import check_batch_size, make_mesh
 
@@ -65,7 +65,8 @@ def compile_step(config: ConfigDict, model: build.Model, mesh, batch_size: int):
   """Compiles what train_and_evaluate runs per step."""
   # The model asks jax for its backend to choose attention and accumulators: here it is the TPU.
   with mock.patch.object(jax, "default_backend", lambda: "tpu"):
-    lowered = lower_train_step(config, model.module, model.params, mesh, batch_size)
+    step, shapes = train_step_and_shapes(config, model.module, model.params, mesh, batch_size)
+    lowered = step.lower(*shapes)
   return lowered.compile()
 
 

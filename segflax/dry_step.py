@@ -1,6 +1,7 @@
 """The train step of a config from shapes alone: to compile, count and weigh it without data."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +18,19 @@ from segflax.train_state import TrainState, split_params
 PROMPTS = 16  # rows of the prompt table; a step's cost does not depend on their number
 
 
-def lower_train_step(
+def train_step_and_shapes(
   config: ConfigDict, model: CLIPSeg, params: dict, mesh: Mesh, batch_size: int
-) -> jax.stages.Lowered:
-  """Returns the lowered program that `train_and_evaluate` runs at every step.
+) -> tuple[Callable, tuple]:
+  """Returns the step that `train_and_evaluate` runs, and the shapes of its arguments.
 
   Args:
     params: arrays or their shapes; nothing is computed with them.
     mesh: of devices, or of descriptions of devices (jax.experimental.topologies).
     batch_size: pictures, over the whole mesh.
+
+  Returns:
+    The jitted step and its (state, frozen, table, batch) as jax.ShapeDtypeStruct with shardings:
+    `step.lower(*shapes).compile()` is the program.
   """
   pattern = build.trainable_pattern(config, model.config)
   abstract = jax.eval_shape(lambda: params)
@@ -59,4 +64,4 @@ def lower_train_step(
     "key": split((b, 2), jnp.uint32),
     "index": split((b,), jnp.int32),
   }
-  return step.lower(state, frozen, table, batch)
+  return step, (state, frozen, table, batch)
