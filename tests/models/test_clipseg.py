@@ -1,5 +1,7 @@
 """What CLIPSeg promises beyond torch: shared encoding, dropout by key, sizes, initialisation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,13 @@ IMAGE = DRAW.normal(size=(2, 32, 48, 3)).astype(np.float32)
 TOKENS = np.array([[[512, 5, 513, 513], [512, 9, 8, 513], [512, 1, 2, 513]]] * 2, np.int32)
 
 
+# A third of the compile time; these programs run once or twice.
+quick = functools.partial(
+  jax.jit,
+  compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+)
+
+
 @pytest.fixture(scope="module")
 def params():
   return init_params(CONFIG, jax.random.key(0))
@@ -25,9 +34,18 @@ def params():
 @pytest.fixture(scope="module")
 def encoded(params):
   model, variables = CLIPSeg(CONFIG), {"params": params}
-  taps = model.apply(variables, IMAGE, method="encode_image")
-  condition = model.apply(variables, TOKENS.reshape(6, 4), method="encode_text")
-  return taps, condition.reshape(2, 3, -1)
+
+  @quick
+  def encode(image, tokens):
+    condition = model.apply(variables, tokens.reshape(6, 4), method="encode_text")
+    return model.apply(variables, image, method="encode_image"), condition.reshape(2, 3, -1)
+
+  return encode(IMAGE, TOKENS)
+
+
+@pytest.fixture(scope="module")
+def logits(params):
+  return quick(CLIPSeg(CONFIG).apply)({"params": params}, IMAGE, TOKENS)
 
 
 def decode(params, taps, condition, config=CONFIG, **options):
@@ -43,21 +61,18 @@ def test_prompts_of_a_picture_do_not_see_one_another(params, encoded, step):
   taps, condition = encoded
   together = decode(params, taps, condition, config)
   assert together.shape == (2, 3, 32, 48) and together.dtype == jnp.float32
-  for q in range(3):
-    alone = decode(params, taps, condition[:, q : q + 1], config)
-    np.testing.assert_allclose(together[:, q : q + 1], alone, atol=1e-5)
+  alone = decode(params, taps, condition[:, 1:2], config)
+  np.testing.assert_allclose(together[:, 1:2], alone, atol=1e-5)
 
 
-def test_call_is_encode_and_decode(params, encoded):
-  whole = jax.jit(CLIPSeg(CONFIG).apply)({"params": params}, IMAGE, TOKENS)
-  np.testing.assert_allclose(whole, decode(params, *encoded), atol=1e-5)
+def test_call_is_encode_and_decode(params, encoded, logits):
+  np.testing.assert_allclose(logits, decode(params, *encoded), atol=1e-5)
 
 
-def test_bfloat16_keeps_logits_in_float32(params):
-  exact = CLIPSeg(CONFIG).apply({"params": params}, IMAGE, TOKENS)
-  rough = CLIPSeg(CONFIG, dtype=jnp.bfloat16).apply({"params": params}, IMAGE, TOKENS)
+def test_bfloat16_keeps_logits_in_float32(params, logits):
+  rough = quick(CLIPSeg(CONFIG, dtype=jnp.bfloat16).apply)({"params": params}, IMAGE, TOKENS)
   assert rough.dtype == jnp.float32
-  error = np.abs(rough - exact).max() / np.abs(exact).max()
+  error = np.abs(rough - logits).max() / np.abs(logits).max()
   assert 0 < error < 0.05
 
 
@@ -101,7 +116,7 @@ def test_dropout_keeps_the_mean(params, encoded):
   """Over many keys the expectation of a first-order change is none (inverted dropout)."""
   taps, condition = ([x[:1] for x in encoded[0]], encoded[1][:1, :1])
   exact = decode(params, taps, condition)
-  many = jax.jit(
+  many = quick(
     jax.vmap(lambda k: decode(params, taps, condition, DROPPING, train=True, keys=k[None]))
   )(DRAW.integers(0, 2**32, (400, 2), np.uint32))
   bias = np.mean(many, 0) - exact
@@ -134,8 +149,7 @@ def test_head_factors_of_other_patches_reach_the_pictures_size():
   assert shapes.shape == (1, 3, 24, 36)
 
 
-def test_fresh_parameters_give_logits_of_order_one(params):
-  logits = CLIPSeg(CONFIG).apply({"params": params}, IMAGE, TOKENS)
+def test_fresh_parameters_give_logits_of_order_one(params, logits):
   assert 0.1 < np.std(logits) < 5  # transformers' own initialisation: 560
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
   again = init_params(CONFIG, jax.random.key(0))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,11 +15,37 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-5  # of the largest value: float32 rounding in another order
 
 
+# Half the compile time; these programs run once.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
 @pytest.fixture(scope="module", params=["refined", "simple"])
 def golden(request):
+  """What torch said, what we say, and our config: everything in one compiled program."""
   folder = GOLDEN / request.param
   model, params, _ = from_pretrained(folder)
-  return model, params, np.load(folder / "torch.npz")
+  torch = np.load(folder / "torch.npz")
+  tokens = torch["tokens"]
+
+  def loss(decoder):
+    variables = {"params": params | {"decoder": decoder}}
+    logits = model.apply(variables, torch["image"], tokens)
+    return jnp.mean(jax.nn.softplus(logits) - logits * torch["target"]), logits
+
+  def everything(params):
+    variables = {"params": params}
+    (_, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params["decoder"])
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    return {
+      "taps": model.apply(variables, torch["image"], method="encode_image"),
+      "image_embedding": model.apply(variables, torch["image"], method="embed_image"),
+      "text": model.apply(variables, flat, method="encode_text").reshape(torch["text"].shape),
+      "logits": logits,
+      "wide_logits": model.apply(variables, torch["wide"], tokens[:1]),
+      "gradients": jax.tree.map(jnp.zeros_like, params) | {"decoder": gradients},
+    }
+
+  return torch, jax.jit(everything, compiler_options=QUICK)(params), model.config
 
 
 def close(got, want, tolerance=TOLERANCE):
@@ -26,45 +53,27 @@ def close(got, want, tolerance=TOLERANCE):
   assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
 
 
-def test_towers(golden):
-  model, params, torch = golden
-  variables = {"params": params}
-  taps, embedding = jax.jit(
-    lambda x: (
-      model.apply(variables, x, method="encode_image"),
-      model.apply(variables, x, method="embed_image"),
-    )
-  )(torch["image"])
-  for i, tap in enumerate(taps):
+def test_taps(golden):
+  torch, ours, config = golden
+  assert len(ours["taps"]) == len(config.taps)
+  for i, tap in enumerate(ours["taps"]):
     close(tap, torch[f"tap_{i}"])
-  close(embedding, torch["image_embedding"])
-  tokens = torch["tokens"]
-  text = model.apply(variables, tokens.reshape(-1, tokens.shape[-1]), method="encode_text")
-  close(text.reshape(torch["text"].shape), torch["text"])
 
 
-def test_logits_and_decoder_gradients(golden):
-  model, params, torch = golden
+@pytest.mark.parametrize("name", ["text", "image_embedding", "logits", "wide_logits"])
+def test_embeddings_and_logits(golden, name):
+  torch, ours, _ = golden
+  close(ours[name], torch[name])
 
-  def loss(decoder):
-    logits = model.apply({"params": params | {"decoder": decoder}}, torch["image"], torch["tokens"])
-    return jax.numpy.mean(jax.nn.softplus(logits) - logits * torch["target"]), logits
 
-  (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params["decoder"])
-  close(logits, torch["logits"])
-  zeros = jax.tree.map(np.zeros_like, params)
-  ours = weights.to_tensors(zeros | {"decoder": gradients}, model.config)
+def test_decoder_gradients(golden):
+  torch, ours, config = golden
+  tensors = weights.to_tensors(ours["gradients"], config)
   names = [k.removeprefix("grad/") for k in torch if k.startswith("grad/")]
-  assert len(names) == sum(k.startswith("decoder.") for k in ours)
+  assert len(names) == sum(k.startswith("decoder.") for k in tensors)
   for name in names:
     if "k_proj.bias" not in name:  # truly 0: a key's bias moves no softmax
-      close(ours[name], torch[f"grad/{name}"], 1e-4)  # sums over all tokens and pixels cancel
-
-
-def test_pictures_that_are_not_square(golden):
-  model, params, torch = golden
-  logits = model.apply({"params": params}, torch["wide"], torch["tokens"][:1])
-  close(logits, torch["wide_logits"])
+      close(tensors[name], torch[f"grad/{name}"], 1e-4)  # sums over tokens and pixels cancel
 
 
 def test_positions_are_interpolated_as_torch_does():
