@@ -74,9 +74,9 @@ def check(sources: Sequence[Source]) -> Report:
   findings = [
     *_of_sources(sources),
     *_of_pictures(items, looks),
-    *_of_masks(items, looks),
+    *_of_masks(sources, items, looks),
     *_boxes(sources, items, looks),
-    *_of_splits(sources, items),
+    *_of_splits(sources, items, looks),
     *_of_copies(items, looks),
   ]
   return Report(tuple(sources), tuple(items), tuple(looks), tuple(findings))
@@ -112,7 +112,8 @@ def _of_pictures(items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Findi
     yield Finding("several sizes", WARNING, f"{len(sizes)} picture sizes: {listed}")
 
 
-def _of_masks(items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Finding]:
+def _of_masks(sources, items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Finding]:
+  outlined = {source.name for source in sources if source.layout in ("coco", "yolo")}
   for number, (item, look) in enumerate(zip(items, looks, strict=True)):
     for problem in look.problems:
       yield Finding("mask does not fit", ERROR, problem, (number,))
@@ -120,7 +121,8 @@ def _of_masks(items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Finding]
     for concept, mask in look.masks.items():
       place = f"{item.where}, {concept!r}"
       if not mask.area:
-        kind = "nothing drawn" if item.annotations else "empty mask"
+        lost = item.annotations and item.source in outlined
+        kind = "annotations without a pixel" if lost else "empty mask"
         yield Finding(kind, WARNING, f"{place}: no pixel is foreground", (number,))
       elif mask.area >= FULL:
         yield Finding("full mask", ERROR, f"{place}: {mask.area:.0%} is foreground", (number,))
@@ -153,13 +155,17 @@ def _boxes(sources, items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Fi
       yield Finding("boxes among outlines", WARNING, message, tuple(mixed))
 
 
-def _of_splits(sources: Sequence[Source], items: Sequence[Item]) -> Iterator[Finding]:
+def _of_splits(sources, items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Finding]:
+  shown = {
+    (item.source, item.split, concept)
+    for item, look in zip(items, looks, strict=True)
+    for concept, mask in look.masks.items()
+    if mask.area
+  }
   for source in sources:
     splits = {item.split for item in source.items} - {""}
     for concept in source.concepts:
-      positive = {
-        item.split for item in source.items if concept in item.concepts and item.annotations
-      }
+      positive = {split for split in splits if (source.name, split, concept) in shown}
       for split in sorted(splits - positive):
         message = f"{source.name}: no picture of {split} shows {concept!r}"
         yield Finding("concept missing in split", ERROR, message)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segflax.data import check_page
+from segflax.data import builder, check_page
 from segflax.data.check import ERROR, WARNING, check
 from segflax.data.sources import read_source
 
@@ -107,7 +107,7 @@ PLANTED = [
   ("full mask", ERROR, "w12.png, 'crack': 100% is foreground"),
   ("very large mask", WARNING, "w13.png, 'crack': 78% is foreground; is the mask inverted"),
   ("speck", WARNING, "w14.png, 'crack': only 4 pixels"),
-  ("nothing drawn", WARNING, "w15.png, 'crack': no pixel"),
+  ("annotations without a pixel", WARNING, "w15.png, 'crack': no pixel"),
   ("broken record", ERROR, "image 16: file 'gone.png' is missing"),
   ("broken record", ERROR, "image 17: '../outside.png' leaves the folder"),
   ("mask does not fit", ERROR, "w18.png: the mask of 'crack' is 90x64, its picture 80x64"),
@@ -157,6 +157,18 @@ def test_sound_pictures_are_not_blamed(report):
   boxes = {"m5", "m6", "m7"}  # rightly: they are boxes
   assert blamed & sound <= boxes
   assert len({kind for kind, _, _ in PLANTED}) >= 20
+
+
+def test_a_prepared_data_set_is_checked_as_any_other(tmp_path):
+  source = read_source(exports.write_coco(tmp_path / "coco", exports.walls(9)), "crack")
+  examples = [item.example() for item in source.items]
+  empty = {"crack": Image.new("L", exports.SIZE)}
+  examples[0] |= {"masks": examples[0]["masks"] | {"taping area": empty["crack"]}}
+  splits = {"train": examples[:6], "val": [example | {"masks": empty} for example in examples[6:]]}
+  builder.write_dataset(tmp_path / "set", splits, ["crack", "taping area"])
+  report = check([read_source(tmp_path / "set")])
+  kinds = {kind: len(of) for kind, of in report.kinds().items()}
+  assert kinds == {"concept missing in split": 3, "empty mask": 4, "no licence": 1}
 
 
 def test_the_page_shows_everything_and_needs_nothing(report):
