@@ -161,7 +161,7 @@ def draw(predictor, split: Split, chosen: dict, concept_of: dict, threshold: dic
           {prompt: maps[index][prompt]},
           truths,
           threshold=threshold[prompt],
-          longest=300,
+          cell=(160, 300),
         )
         figures.append((split.records[index]["image_id"], caption, panel))
       drawn[kind][prompt] = figures
@@ -231,7 +231,11 @@ def main(argv: list[str] | None = None):
     "footprint": footprint(model, predictor, seconds),
     "definitions": metrics.DEFINITIONS | metrics_thin.DEFINITIONS,
   }
-  content["suspicions"] = judgement.suspicions(content["metrics"]["0.5"]["overall"])
+  content["suspicions"] = [
+    f"threshold {name}: {sentence}"
+    for name, found in content["metrics"].items()
+    for sentence in judgement.suspicions(found["overall"])
+  ]
   name = f"evaluation_{args.split}"
   output = args.output or (model / name if model.is_dir() else Path(name))
   output.mkdir(parents=True, exist_ok=True)

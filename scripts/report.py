@@ -112,10 +112,9 @@ def page(run: runs.Run, evaluation: Mapping | None, folder: Path | None) -> str:
   key = html.legend(visualize.LEGEND) if examples or failures else ""
   tables = []
   if evaluation is not None:
-    name = list(evaluation["metrics"])[-1]
     tables += [
       html.paragraph(f"{evaluation['split']}, {evaluation['pictures']} pictures:"),
-      evaluation_page.metric_table(evaluation, name),
+      evaluation_page.metric_table(evaluation),
     ]
   validation = validation_table(run)
   tables += [html.paragraph("Validation, best epoch:"), validation] if validation else []

@@ -51,27 +51,29 @@ def figures(items: Sequence[tuple[str, str, Image.Image]]) -> str:
   )
 
 
-def metric_table(content: Mapping, name: str) -> str:
-  """Returns the metrics at one threshold: a line per prompt and one for all."""
-  found = content["metrics"][name]
-  groups = dict(found["per_prompt"])
-  if len(groups) > 1:
-    groups |= {"all prompts": found["overall"]}
-  fitted = content["thresholds"][name]
-  lines = []
-  for group, values in groups.items():
-    threshold = fitted.get(group) if isinstance(fitted, dict) else fitted
-    row = {"prompt": group, "threshold": threshold} | {m: values[m] for m in SHOWN}
-    row["IoU, 95 %"] = interval_text(content["intervals"][name].get(group))
-    lines.append(row)
-  return html.table(lines, ["prompt", "threshold", "iou", "IoU, 95 %", *SHOWN[1:]])
+def metric_table(content: Mapping) -> str:
+  """Returns a line per metric, and a column per prompt and threshold."""
+  columns = {}
+  for name, found in content["metrics"].items():
+    at = content["thresholds"][name]
+    for prompt, values in found["per_prompt"].items():
+      level = at[prompt] if isinstance(at, Mapping) else at
+      columns[f"{prompt}, above {level:g}"] = values | {
+        "iou, 95 %": interval_text(content["intervals"][name][prompt])
+      }
+    if len(found["per_prompt"]) > 1:
+      columns[f"all, {'fitted' if isinstance(at, Mapping) else f'above {at:g}'}"] = found["overall"]
+  lines = [
+    {"metric": metric} | {column: values.get(metric) for column, values in columns.items()}
+    for metric in ("iou", "iou, 95 %", *SHOWN[1:])
+  ]
+  return html.table(lines)
 
 
-def interval_text(intervals: Mapping | None) -> str | None:
+def interval_text(intervals: Mapping) -> str | None:
   """Returns "0.61 to 0.67" of the IoU; None where there is nothing to say."""
-  if intervals is None or intervals["iou"]["low"] is None:
-    return None
-  return f"{intervals['iou']['low']:.3f} to {intervals['iou']['high']:.3f}"
+  iou = intervals["iou"]
+  return None if iou["low"] is None else f"{iou['low']:.3f} to {iou['high']:.3f}"
 
 
 def breakdown(groups: Mapping[str, Mapping], title: str, metrics: Sequence[str]) -> str:
@@ -118,13 +120,9 @@ def page(content: Mapping, drawn: Mapping[str, Mapping[str, Sequence]]) -> str:
     content: of evaluation.json.
     drawn: kind of TITLES -> prompt -> [(image id, caption, panel)].
   """
-  names = list(content["metrics"])
-  main = names[-1]
+  main = list(content["metrics"])[-1]
   warnings = [html.paragraph(sentence, "warning") for sentence in content["suspicions"]]
-  tables = []
-  for name in names:
-    fitted = f"fitted on {content['thresholds_fitted_on']}" if name == "fitted" else "0.5"
-    tables += [html.paragraph(f"Threshold {fitted}:"), metric_table(content, name)]
+  fitted_on = content["thresholds_fitted_on"]
   some = ("iou", "dice", "iou_fg", "f1@2px", "cldice")
   galleries = []
   for kind, prompts in drawn.items():
@@ -139,7 +137,13 @@ def page(content: Mapping, drawn: Mapping[str, Mapping[str, Sequence]]) -> str:
     f"{content['model']} on {content['split']}",
     html.paragraph(f"{content['pictures']} pictures of {content['data_dir']}", "note"),
     html.section("Suspicions", *warnings),
-    html.section("Metrics", *tables),
+    html.section(
+      "Metrics",
+      metric_table(content),
+      html.paragraph(f"Thresholds other than 0.5 were fitted on {fitted_on}.", "note")
+      if fitted_on
+      else "",
+    ),
     html.section(
       "Per concept and data set",
       breakdown(content["metrics"][main]["per_concept"], "concept", some),

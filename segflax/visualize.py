@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -93,7 +93,7 @@ def panel(
   *,
   threshold: float = 0.5,
   notes: Mapping[str, str] | None = None,
-  longest: int = 640,
+  cell: tuple[int, int] = (0, 640),
 ) -> Image.Image:
   """One row per prompt: picture, truth (where known), prediction, overlay.
 
@@ -103,17 +103,21 @@ def panel(
     truths: prompt -> mask; a prompt may be missing.
     threshold: what makes a probability foreground.
     notes: prompt -> what to add to the caption of the overlay, for example its IoU.
-    longest: pixels of a cell's longer side at most.
+    cell: pixels that the longer side of a picture has at least and at most.
 
   Returns:
     The panel as a picture.
   """
   truths, notes = truths or {}, notes or {}
-  scale = min(1.0, longest / max(image.shape[:2]))
+  side = max(image.shape[:2])
+  scale = min(max(side, cell[0]), cell[1]) / side
   size = tuple(max(1, round(n * scale)) for n in image.shape[1::-1])
 
+  # Enlarged pixels stay square: what the model did to each is the point of looking.
+  method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
+
   def fit(picture):
-    return picture if scale == 1 else np.asarray(Image.fromarray(picture).resize(size))
+    return picture if scale == 1 else np.asarray(Image.fromarray(picture).resize(size, method))
 
   rows, captions = [], []
   for prompt, values in predictions.items():
@@ -133,11 +137,3 @@ def panel(
     rows.append([fit(picture) for picture in cells.values()])
     captions.append(list(cells))
   return grid(rows, captions)
-
-
-def from_network(
-  probability: Float[np.ndarray, "s1 s2"], size: tuple[int, int]
-) -> Float[np.ndarray, "h w"]:
-  """Stretches a network-sized probability map to a picture's (height, width), bilinearly."""
-  picture = Image.fromarray(np.asarray(probability, np.float32))
-  return np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR))

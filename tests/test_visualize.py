@@ -38,10 +38,12 @@ def test_panel_has_a_row_per_prompt_and_a_cell_per_kind():
   np.testing.assert_array_equal(cells[:, 72:102, 0] > 0, prediction)
 
 
-def test_a_large_picture_is_shrunk():
+def test_large_pictures_are_shrunk_and_small_ones_enlarged():
   image = np.zeros((100, 400, 3), np.uint8)
-  out = visualize.panel(image, {"p": np.zeros((100, 400))}, longest=200)
+  out = visualize.panel(image, {"p": np.zeros((100, 400))}, cell=(0, 200))
   assert out.size == (3 * 204 + 4, 50 + 18 + 8)
+  small = visualize.panel(image[:20, :10], {"p": np.zeros((20, 10))}, cell=(60, 200))
+  assert small.size == (3 * 34 + 4, 60 + 18 + 8)
 
 
 def test_a_mask_of_another_size_is_refused():
