@@ -1,0 +1,216 @@
+"""Times segflax against transformers' torch CLIPSeg, side by side on this machine.
+
+    scripts/benchmark.py                      # names the cases
+    scripts/benchmark.py train-352-float32 predict4-352-bfloat16 [--rounds=7] [--json=FILE]
+
+Each side is a process of its own (so its peak memory is its own); after a warm-up they take turns,
+call by call, and the medians' ratio counts: a busy moment hits both. Full-size rd64-refined with
+fresh weights, batch 8. The peer trains as a user would write it: towers frozen, AdamW, clipping,
+BCE + Dice, eager unless the case says compiled. --preset=tiny only shows that the script works.
+The same script serves GPUs, where the cases with `full` and `compiled` belong.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+SIDES = Path(__file__).parent / "benchmark_sides"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
+class Side(NamedTuple):
+  """One of the two programs of a case."""
+
+  label: str
+  script: str  # in benchmark_sides
+  task: dict
+
+
+class Case(NamedTuple):
+  """Two sides, and what is counted per call of each."""
+
+  unit: str
+  ours: Side
+  peer: Side
+
+
+def _task(kind: str, size: int, **options) -> dict:
+  task = {
+    "kind": kind,
+    "size": size,
+    "batch": 8,
+    "prompts": 1,
+    "bfloat16": False,
+    "compiled": False,
+    "trainable": "decoder",
+    "text_length": 7,
+  }
+  return task | options
+
+
+def make_cases() -> dict[str, Case]:
+  """Returns every comparison that can be asked for, by name."""
+  cases = {}
+  for size in (352, 512):
+    for dtype in ("float32", "bfloat16"):
+      low = {"bfloat16": dtype == "bfloat16"}
+      ours = Side("segflax", "jax_side.py", _task("train", size, **low))
+      for suffix, options in (("", {}), ("-compiled", {"compiled": True})):
+        peer = Side(f"torch{suffix}", "torch_side.py", _task("train", size, **low, **options))
+        cases[f"train-{size}-{dtype}{suffix}"] = Case("pictures", ours, peer)
+      four = {"batch": 1, "prompts": 4, **low}
+      cases[f"predict4-{size}-{dtype}"] = Case(
+        "masks",
+        Side("segflax", "jax_side.py", _task("predict", size, **four)),
+        Side("torch", "torch_side.py", _task("predict", size, **four)),
+      )
+      two = _task("train", size, **low, prompts=2)
+      cases[f"two_prompts-{size}-{dtype}"] = Case(
+        "pairs", Side("two prompts", "jax_side.py", two), ours._replace(label="one prompt")
+      )
+      cached = Side("from cache", "jax_side.py", _task("cached", size, **low))
+      cases[f"cached-{size}-{dtype}"] = Case("pictures", cached, ours._replace(label="uncached"))
+      full = {"trainable": "vision", **low}
+      for suffix, options in (("", {}), ("-compiled", {"compiled": True})):
+        cases[f"full-{size}-{dtype}{suffix}"] = Case(
+          "pictures",
+          Side("segflax", "jax_side.py", _task("train", size, **full)),
+          Side(f"torch{suffix}", "torch_side.py", _task("train", size, **full, **options)),
+        )
+  return cases
+
+
+class Process:
+  """A side that is running, ready to be called."""
+
+  def __init__(self, side: Side, hf_config: dict, batch: int | None):
+    self.task = side.task | ({"batch": batch} if batch else {})
+    argument = json.dumps(self.task | {"hf_config": hf_config})
+    self._process = subprocess.Popen(
+      [sys.executable, str(SIDES / side.script), argument],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.facts = self._answer()
+
+  def call(self) -> float:
+    """Returns the seconds that one call took."""
+    self._process.stdin.write("go\n")
+    self._process.stdin.flush()
+    return self._answer()["seconds"]
+
+  def finish(self) -> int:
+    """Ends the process and returns its peak memory in bytes."""
+    self._process.stdin.close()
+    peak = self._answer()["peak_bytes"]
+    self._process.wait()
+    return peak
+
+  def _answer(self) -> dict:
+    for line in self._process.stdout:
+      if line.startswith("{"):
+        return json.loads(line)
+    raise SystemExit(f"{self._process.args[1]} ended without an answer; its message is above")
+
+
+def run_case(name: str, case: Case, preset: "Preset", rounds: int, pause: float) -> dict:
+  """Runs one case and returns rates per second, their ratio and the memory of both sides."""
+  processes = [
+    Process(preset.shrink(side), preset.hf_config, preset.batch) for side in (case.ours, case.peer)
+  ]
+  seconds = [[], []]
+  load = os.getloadavg()[0]
+  for round_number in range(rounds):
+    # Alternately first: neither side always runs on the other's warm or busy machine.
+    for i in (0, 1) if round_number % 2 else (1, 0):
+      time.sleep(pause)  # Idle worker threads of the other side stop spinning.
+      seconds[i].append(processes[i].call())
+  rates = []
+  for process, times in zip(processes, seconds, strict=True):
+    task = process.task
+    units = task["batch"] * (1 if case.unit == "pictures" else task["prompts"])
+    rates.append(units / statistics.median(times))
+  peaks = [process.finish() for process in processes]
+  return {
+    "case": name,
+    "unit": case.unit,
+    "ours": case.ours.label,
+    "peer": case.peer.label,
+    "ours_per_second": rates[0],
+    "peer_per_second": rates[1],
+    "ratio": rates[0] / rates[1],
+    "ours_peak_gib": peaks[0] / 2**30,
+    "peer_peak_gib": peaks[1] / 2**30,
+    "seconds": seconds,
+    "first_call_seconds": [process.facts["first_call_seconds"] for process in processes],
+    "devices": [process.facts["device"] for process in processes],
+    "versions": [process.facts["version"] for process in processes],
+    "load_before": load,
+    "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+  }
+
+
+class Preset(NamedTuple):
+  """The model that is timed, as Hugging Face's config has it."""
+
+  hf_config: dict
+  batch: int | None = None  # None: what the case says
+  size: int | None = None
+
+  def shrink(self, side: Side) -> Side:
+    return side._replace(task=side.task | ({"size": self.size} if self.size else {}))
+
+
+def make_preset(name: str, batch: int | None) -> Preset:
+  os.environ.setdefault("JAX_PLATFORMS", "")
+  from segflax.models.config import CLIPSegConfig
+
+  if name == "full":
+    return Preset(CLIPSegConfig.rd64_refined().to_hf(), batch)
+  tiny = CLIPSegConfig.small(image_size=32, width=32, layers=2, taps=(0, 1), decoder_mlp=32)
+  return Preset(tiny.to_hf(), batch or 2, size=32)
+
+
+def main(argv: list[str]) -> int:
+  cases = make_cases()
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("cases", nargs="*", metavar="CASE")
+  parser.add_argument("--rounds", type=int, default=7, help="timed calls of each side")
+  parser.add_argument("--batch", type=int, help="pictures per call; default: the case's")
+  parser.add_argument("--pause", type=float, default=0.3, help="seconds before every call")
+  parser.add_argument("--preset", choices=("full", "tiny"), default="full")
+  parser.add_argument("--json", help="append one line per case to this file")
+  args = parser.parse_args(argv)
+  if unknown := [name for name in args.cases if name not in cases]:
+    parser.error(f"unknown cases {unknown}; available: {', '.join(cases)}")
+  if not args.cases:
+    print("\n".join(cases))
+    return 0
+  preset = make_preset(args.preset, args.batch)
+  print("| case | ours | peer | ratio | peak memory GiB, ours and peer | load before |")
+  print("| --- | --- | --- | --- | --- | --- |")
+  for name in args.cases:
+    row = run_case(name, cases[name], preset, args.rounds, args.pause)
+    print(
+      f"| {name} | {row['ours']} {row['ours_per_second']:.2f} {row['unit']}/s "
+      f"| {row['peer']} {row['peer_per_second']:.2f} | {row['ratio']:.2f} "
+      f"| {row['ours_peak_gib']:.2f}, {row['peer_peak_gib']:.2f} | {row['load_before']:.1f} |",
+      flush=True,
+    )
+    if args.json:
+      with open(args.json, "a") as file:
+        file.write(json.dumps(row) + "\n")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
