@@ -1,6 +1,7 @@
 """CLIPSegConfig: the shape of a model, and its translation to and from Hugging Face's config."""
 
 import dataclasses
+import json
 import math
 
 from segflax.errors import UserError
@@ -256,5 +257,7 @@ class CLIPSegConfig:
       decoder_hidden_act="relu",  # what transformers' decoder uses whatever stands here
       use_complex_transposed_convolution=self.refined,
       architectures=["CLIPSegForImageSegmentation"],
-    ).to_dict()
-    return config | ({"segflax": own} if own else {})
+      dtype="float32",
+    )
+    # As transformers itself writes it, without the fields that every model of its has.
+    return json.loads(config.to_json_string()) | ({"segflax": own} if own else {})
