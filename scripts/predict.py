@@ -12,6 +12,7 @@ import re
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -22,6 +23,7 @@ from segflax import visualize
 from segflax.data.decode import load_image
 from segflax.errors import UserError
 from segflax.predict import Predictor, VisualPrompt
+from segflax.prompting import names_of
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -36,11 +38,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--negative", action="append", default=[], help="what no mask may cover")
   parser.add_argument(
     "--support",
-    nargs=3,
     action="append",
     default=[],
-    metavar=("NAME", "IMAGE", "MASK"),
-    help="a prompt by example: a picture and the mask of the thing in it",
+    metavar="NAME=IMAGE=MASK",
+    help="a prompt by example: a picture, and the mask of the thing in it",
   )
   parser.add_argument("--output", required=True, type=Path, help="folder for the masks")
   parser.add_argument("--overlay", action="store_true", help="also write a panel per picture")
@@ -94,8 +95,10 @@ def name_outputs(pictures: list[Path], names: list[str], output: Path) -> dict[P
 
 def main(argv: list[str] | None = None):
   args = parse(argv)
-  prompts = args.prompt + [VisualPrompt(name, *paths) for name, *paths in args.support]
-  names = args.prompt + [name for name, *_ in args.support]
+  if not all(support.count("=") == 2 for support in args.support):
+    raise UserError(f"--support {' '.join(args.support)} is not of the form NAME=IMAGE=MASK")
+  prompts = args.prompt + [VisualPrompt(*support.split("=")) for support in args.support]
+  names = names_of(prompts)
   if args.threshold is not None and not 0 <= args.threshold <= 1:
     raise UserError(f"--threshold {args.threshold} is not in [0, 1]")
   if args.tile not in ("auto", "none") and not args.tile.isdecimal():
@@ -125,5 +128,5 @@ if __name__ == "__main__":
   try:
     main()
   except UserError as error:
-    print(error, file=sys.stderr)
+    print(f"predict: {error}", file=sys.stderr)
     sys.exit(2)
