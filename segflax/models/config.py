@@ -158,14 +158,20 @@ class CLIPSegConfig:
     Raises:
       UserError: another model type, a non-square table, an unknown activation.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig
     from transformers import CLIPSegConfig as HFConfig  # slow to import; needed by files only
 
     if "model_type" not in config or config["model_type"] not in ("clipseg", "clip"):
       raise UserError("config.json has no model_type 'clipseg' or 'clip'; give a folder of either")
     kind = config["model_type"]
-    hf = (HFConfig if kind == "clipseg" else CLIPConfig).from_dict(config)
+    try:
+      hf = (HFConfig if kind == "clipseg" else CLIPConfig).from_dict(config)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+      raise UserError(f"config.json describes no {kind} model ({error}); fetch it again") from error
     vision, text = hf.vision_config, hf.text_config
+    if not isinstance(text.eos_token_id, int):
+      raise UserError(f"text_config.eos_token_id {text.eos_token_id} must be one integer")
     for name in ("image_size", "patch_size"):
       if not isinstance(getattr(vision, name), int):
         raise UserError(f"vision_config.{name} {getattr(vision, name)} must be one integer")

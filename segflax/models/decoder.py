@@ -14,6 +14,15 @@ from segflax.models.layers import MLP, Dense, LayerNorm, SelfAttention, declared
 _DROPOUT_STREAM = zlib.crc32(b"decoder dropout") & 0x7FFFFFFF
 
 
+def _fold(keys: UInt32[Array, "b 2"], step: int) -> UInt32[Array, "b 2"]:
+  """Returns keys of a decoder step: a stream that other users of a picture's key do not draw."""
+
+  def fold(key):
+    return jax.random.fold_in(jax.random.fold_in(key, _DROPOUT_STREAM), step)
+
+  return jax.random.key_data(jax.vmap(fold)(jax.random.wrap_key_data(keys)))
+
+
 class FiLM(nn.Module):
   """Feature-wise affine conditioning, Perez et al. 2018."""
 
@@ -44,8 +53,10 @@ class DecoderBlock(nn.Module):
     rate = 1.0 - c.decoder_dropout
 
     def keep(site: int, shape: tuple[int, ...]):
+      def draw(key):
+        return jax.random.bernoulli(jax.random.fold_in(key, site), rate, shape[1:])
+
       # One key per picture: its masks do not depend on who shares its batch or device.
-      draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, site), rate, shape[1:])  # noqa: E731
       return jax.vmap(draw)(jax.random.wrap_key_data(keys))
 
     def dropout(site: int):
@@ -113,16 +124,12 @@ class Decoder(nn.Module):
   ) -> Float[Array, "b q h w"]:
     """Args as in `CLIPSeg.decode`; dropout is active where `keys` are given."""
     c = self.config
+    size = tuple(size)
     grid = (size[0] // c.patch_size, size[1] // c.patch_size)
     if taps[0].shape[1] != grid[0] * grid[1] + 1:
       raise UserError(
         f"{taps[0].shape[1]} tokens do not belong to a picture of {size[0]} x {size[1]} px; "
         "give decode the size that encode_image has seen"
-      )
-    if keys is not None:
-      # A stream of its own, so that other users of a picture's key draw other numbers.
-      fold = lambda key, step: jax.random.key_data(  # noqa: E731
-        jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(key), _DROPOUT_STREAM), step)
       )
     x = None  # [b 1 n d] until the condition enters, so that prompts share the work; then [b q n d]
     for step, tap in enumerate(reversed(taps)):  # deepest first
@@ -130,7 +137,7 @@ class Decoder(nn.Module):
       x = reduced if x is None else x + reduced
       if step == c.conditional_layer:
         x = FiLM(c.reduce_dim, self.dtype, name="film")(x, condition)
-      block_keys = None if keys is None else jax.vmap(fold, in_axes=(0, None))(keys, step)
+      block_keys = None if keys is None else _fold(keys, step)
       x = DecoderBlock(c, self.dtype, self.attention, name=f"blocks_{step}")(x, block_keys)
     b, q, _, d = x.shape
     x = x[:, :, 1:].reshape(b * q, *grid, d)  # CLS dropped, grid restored row by row
