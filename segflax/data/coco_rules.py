@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+from segflax.data.decode import MAX_PIXELS
 from segflax.data.items import inside
 from segflax.data.rasterize import rle_mask
 from segflax.errors import UserError
@@ -33,10 +34,11 @@ def usable(content: object, folder: Path) -> tuple[dict, list[str]]:
     kept, seen = [], Counter()
     for record in records:
       number = record["id"] if isinstance(record, dict) and "id" in record else None
-      seen[number] += 1
-      if number is None:
+      if not isinstance(number, int | str):
         problems.append(f"{kind} without an id")
-      elif seen[number] > 1:
+        continue
+      seen[number] += 1
+      if seen[number] > 1:
         problems.append(f"{kind} {number}: this id occurs twice")
       elif problem := rule(record):
         problems.append(f"{kind} {number}: {problem}")
@@ -47,11 +49,11 @@ def usable(content: object, folder: Path) -> tuple[dict, list[str]]:
   categories = keep("category", content["categories"], _category_problem)
   images = keep("image", content["images"], lambda image: _image_problem(image, folder))
   sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-  known = {image["id"] for image in content["images"] if isinstance(image, dict) and "id" in image}
+  known = {str(i["id"]) for i in content["images"] if isinstance(i, dict) and "id" in i}
   names = {category["id"] for category in categories}
   annotations = keep(
     "annotation",
-    [{"segmentation": [], "bbox": None, **entry} for entry in content["annotations"]],
+    [_completed(entry) for entry in content["annotations"]],
     lambda annotation: _annotation_problem(annotation, known, sizes, names),
   )
   content = {"licenses": [], **content}
@@ -60,8 +62,22 @@ def usable(content: object, folder: Path) -> tuple[dict, list[str]]:
     # Those of a refused image go with it; the image itself has been named.
     "annotations": [a for a in annotations if a["image_id"] in sizes],
     "categories": categories,
-    "licenses": [entry for entry in content["licenses"] if "name" in entry],
+    "licenses": _named(content["licenses"]),
   }, problems
+
+
+def _completed(annotation: object) -> object:
+  """Exports leave out what an annotation has not, or write null."""
+  if not isinstance(annotation, dict):
+    return annotation
+  whole = {"segmentation": [], "bbox": None} | annotation
+  return whole | {"segmentation": whole["segmentation"] or []}
+
+
+def _named(licenses: object) -> list[dict]:
+  entries = licenses if isinstance(licenses, list) else []
+  entries = [entry for entry in entries if isinstance(entry, dict) and "name" in entry]
+  return [entry for entry in entries if isinstance(entry["name"], str)]
 
 
 def beyond_border(content: dict) -> list[int]:
@@ -71,9 +87,11 @@ def beyond_border(content: dict) -> list[int]:
   for annotation in content["annotations"]:
     if isinstance(annotation["segmentation"], dict):
       continue  # RLE covers its picture exactly
-    x, y, w, h = annotation["bbox"] or (0, 0, 0, 0)
     corners = [value for polygon in annotation["segmentation"] for value in polygon]
-    points = [*zip(corners[::2], corners[1::2], strict=True)] or [(x, y), (x + w, y + h)]
+    if not corners:
+      x, y, w, h = annotation["bbox"]
+      corners = [x, y, x + w, y + h]
+    points = zip(corners[::2], corners[1::2], strict=True)
     width, height = sizes[annotation["image_id"]]
     if any(not (-1 <= px <= width + 1 and -1 <= py <= height + 1) for px, py in points):
       found.append(annotation["id"])
@@ -81,14 +99,20 @@ def beyond_border(content: dict) -> list[int]:
 
 
 def _category_problem(category: dict) -> str:
-  return "" if "name" in category and str(category["name"]).strip() else "it has no name"
+  named = "name" in category and isinstance(category["name"], str) and category["name"].strip()
+  return "" if named else "it has no name"
 
 
 def _image_problem(image: dict, folder: Path) -> str:
   if missing := [key for key in ("file_name", "height", "width") if key not in image]:
     return f"{', '.join(missing)} missing"
-  if not all(isinstance(image[key], int) and image[key] > 0 for key in ("height", "width")):
-    return f"size {image['width']}x{image['height']} is not a size in pixels"
+  if not isinstance(image["file_name"], str):
+    return f"file_name {image['file_name']!r} is not a name"
+  width, height = image["width"], image["height"]
+  if not all(type(side) is int and side > 0 for side in (width, height)):
+    return f"size {width}x{height} is not a size in pixels"
+  if width * height > MAX_PIXELS:
+    return f"size {width}x{height} is more than {MAX_PIXELS} pixels"
   try:
     path = inside(folder, image["file_name"])
   except UserError as error:
@@ -99,7 +123,9 @@ def _image_problem(image: dict, folder: Path) -> str:
 def _annotation_problem(annotation: dict, known: set, sizes: dict, categories: set) -> str:
   if missing := [key for key in ("image_id", "category_id") if key not in annotation]:
     return f"{', '.join(missing)} missing"
-  if annotation["image_id"] not in known:
+  if not all(isinstance(annotation[key], int | str) for key in ("image_id", "category_id")):
+    return "image_id and category_id must be numbers"
+  if str(annotation["image_id"]) not in known:
     return f"image_id {annotation['image_id']} is not among the images"
   if annotation["category_id"] not in categories:
     return f"category_id {annotation['category_id']} is not among the categories"
@@ -132,11 +158,11 @@ def _box_problem(box: object) -> str:
 def _rle_problem(segmentation: dict, size: tuple[int, int]) -> str:
   if "counts" not in segmentation or "size" not in segmentation:
     return "RLE needs counts and size"
-  if list(segmentation["size"]) != list(size):
+  if segmentation["size"] != list(size):
     return f"RLE is for {segmentation['size']}, the picture is {list(size)} (height, width)"
   try:
     rle_mask(segmentation["counts"], *size)
-  except (ValueError, TypeError, IndexError) as error:
+  except (ValueError, TypeError, IndexError, OverflowError) as error:
     return f"RLE is unreadable: {error}"
   return ""
 

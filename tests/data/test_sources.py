@@ -1,12 +1,15 @@
 """Every layout is read, recognised, and gives the same masks for the same content."""
 
 import io
+import json
 
 import exports
 import numpy as np
 import pytest
 import skimage.draw
 import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from segflax.data import builder
@@ -278,6 +281,42 @@ def test_bad_coco_images_are_named_with_their_id(tmp_path, content, fields, mess
   folder = exports.write_coco(tmp_path, content, change)
   with pytest.raises(UserError, match=message):
     read_source(folder, "crack")
+
+
+_JUNK = st.recursive(
+  st.none() | st.booleans() | st.integers(-3, 99) | st.floats() | st.text(max_size=3),
+  lambda inner: (
+    st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+  ),
+  max_leaves=4,
+)
+
+
+@pytest.fixture(scope="module")
+def three_walls(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("junk")
+  for wall in exports.walls(3):
+    exports.write_picture(folder / f"{wall.name}.png", wall)
+  return folder
+
+
+@settings(max_examples=60, deadline=None)
+@given(junk=_JUNK, data=st.data())
+def test_any_junk_in_an_annotation_file_is_a_problem_not_a_crash(three_walls, junk, data):
+  content = exports.coco_content(exports.walls(3))
+  place = content
+  while isinstance(place, dict | list) and len(place):
+    keys = sorted(place) if isinstance(place, dict) else range(len(place))
+    key = data.draw(st.sampled_from(keys))
+    if data.draw(st.booleans()):
+      break
+    parent, place = place, place[key]
+  else:
+    place = parent
+  place[key] = junk
+  (three_walls / "_annotations.coco.json").write_text(json.dumps(content))
+  for item in read_source(three_walls, "crack", strict=False).items:
+    item.masks()
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path, content):
