@@ -18,6 +18,7 @@ from segflax.models.layers import declared
 
 __all__ = ["CLIPSeg", "CLIPSegConfig", "init_params", "normalize", "param_shapes"]
 
+_FOREGROUND = 0.08  # share of pixels that a fresh model calls foreground
 # CLIP's initial temperature ln(1 / 0.07), as transformers rounds it
 _CONSTANTS = {"scale": 1.0, "bias": 0.0, "logit_scale": 2.6592}
 _EMBEDDING_STD = {  # CLIP's
@@ -117,6 +118,7 @@ class CLIPSeg(nn.Module):
     return self(image, tokens), self.embed_image(image)
 
 
+@functools.cache  # tracing the model takes a second, and every folder read or written asks thrice
 def param_shapes(config: CLIPSegConfig) -> dict[str, tuple[int, ...]]:
   """Returns path -> shape of every parameter, without computing any."""
   image = jnp.zeros((1, config.patch_size, config.patch_size, 3))
@@ -159,4 +161,9 @@ def init_params(config: CLIPSegConfig, rng: Array) -> dict:
       params[path] = jnp.full(shape, _CONSTANTS[path.split("/")[-1]])
   # A fresh FiLM passes its input on: gamma is around 1, Perez et al. 2018.
   params["decoder/film/mul/bias"] = jnp.ones_like(params["decoder/film/mul/bias"])
+  # Start from "foreground is rare" (RetinaNet's prior, Lin et al. 2017) instead of random masks: to
+  # unlearn those, training first makes the decoder deaf to its input and needs long to recover.
+  last = "decoder/head/enlarge_1" if config.refined else "decoder/head/enlarge"
+  params[f"{last}/pixels/kernel"] *= 0.1
+  params[f"{last}/bias"] += math.log(_FOREGROUND / (1 - _FOREGROUND))
   return unflatten_dict(params, sep="/")
