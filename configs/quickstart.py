@@ -1,6 +1,6 @@
 """A small CLIPSeg from scratch on generated walls: the main job in about three minutes.
 
-main.py --config=configs/quickstart.py --workdir=runs/quickstart
+    main.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from configs import baseline
@@ -19,6 +19,7 @@ def get_config():
   c.epochs = 4
   c.lr = 2e-3
   c.schedule.name = "cosine"
+  c.schedule.warmup_epochs = 0.2
   c.eval.batch_size = 50
   c.augment.vertical_flip = 0.5
   c.augment.transpose = 0.5
