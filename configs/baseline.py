@@ -1,7 +1,7 @@
 """The origin's defaults: decoder fine-tuning of a pretrained CLIPSeg, or training from scratch.
 
-    main.py --config=configs/baseline.py --workdir=runs/baseline --config.data_dir=DIR \
-        --config.model.pretrained=CIDAS/clipseg-rd64-refined
+    main.py --config=configs/baseline.py --workdir=runs/baseline \
+        --config.data_dir=DIR --config.model.pretrained=CIDAS/clipseg-rd64-refined
 
 Every field that segflax knows stands here with its default; the other templates change a few.
 """
@@ -26,8 +26,12 @@ def get_config() -> ConfigDict:
 
   c.resume = ""  # another run's workdir, or one of its checkpoints, to start from
   # Which parameters train: auto (decoder of a pretrained model, else everything), decoder,
-  # decoder_norms, vision_last_K, everything, or a regular expression over parameter paths.
+  # decoder_norms, vision_last_K, lora, everything, or a regular expression over parameter paths.
   c.trainable = "auto"
+
+  c.lora = ConfigDict()  # low-rank factors on the vision tower's attention; for trainable=lora
+  c.lora.rank = 0  # 0: none
+  c.lora.alpha = 0.0  # the product is scaled by alpha / rank; 0: by 1
 
   c.model = ConfigDict()
   c.model.pretrained = ""  # Hugging Face CLIPSeg or CLIP folder, hub id, or a run's best_model

@@ -1,6 +1,6 @@
 """A small CLIPSeg from scratch on generated walls: the main job in about three minutes.
 
-    main.py --config=configs/quickstart.py --workdir=runs/quickstart
+main.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from configs import baseline

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from segflax import optimizer
+from segflax import lora, optimizer
 from segflax.data import builder, pipeline, synthetic
 from segflax.data.prompts import PromptSet
 from segflax.errors import UserError
@@ -130,6 +130,17 @@ def eval_split(
     threshold=config.eval.threshold,
     num_panels=config.log.panels,
   )
+
+
+def add_lora(config: ConfigDict, params: dict) -> dict:
+  """Returns the parameters with low-rank factors beside the vision tower's attention kernels."""
+  factors = lora.add(
+    params,
+    jax.random.key(config.seed),
+    rank=config.lora.rank,
+    alpha=config.lora.alpha or None,
+  )
+  return jax.device_get(factors)
 
 
 def train_image_id(config: ConfigDict, info: builder.DatasetInfo) -> Callable[[int], str]:

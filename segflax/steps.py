@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from segflax import counts
+from segflax import counts, lora
 from segflax.data.augment import AugmentConfig, augment
 from segflax.models.clipseg import CLIPSeg, normalize
 from segflax.sharding import AXIS
@@ -91,7 +91,7 @@ def make_train_step(
     image, target = jax.vmap(functools.partial(augment, config=augment_config))(
       batch["key"], batch["image"], batch["mask"].astype(jnp.float32) / 255
     )
-    merged = merge_params(params, frozen)
+    merged = lora.merge(merge_params(params, frozen))
     logits = _forward(model, merged, table, image, batch["prompt"], train=True, keys=batch["key"])
     return jnp.where(batch["valid"], loss_fn(logits, target), 0).sum() / pairs
 
@@ -180,7 +180,7 @@ def make_eval_step(
   thresholds = jnp.asarray(counts.THRESHOLDS, jnp.float32)
 
   def body(params, frozen, table, batch):
-    merged = merge_params(params, frozen)
+    merged = lora.merge(merge_params(params, frozen))
     image = batch["image"].astype(jnp.float32) / 255
     ask = jnp.broadcast_to(prompts, (len(image), len(prompts)))
     logits = _forward(model, merged, table, image, ask)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from segflax import build, losses, outputs, sharding, steps, summary
+from segflax import build, lora, losses, outputs, sharding, steps, summary
 from segflax import config as config_lib
 from segflax.checkpoint import Checkpoints, restore_from
 from segflax.data.augment import AugmentConfig
@@ -61,6 +61,8 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
 
     # ---- Model: what is trained, what is frozen --------------------------------------------------
     model, params, processor = build.make_model(config)
+    if config.lora.rank:
+      params = build.add_lora(config, params)
     pattern = build.trainable_pattern(config, model.config)
     trained, frozen = split_params(params, pattern)
     tokens = processor.tokenize(prompts.prompts)
@@ -145,7 +147,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
 
   def save_model(name: str, row: dict):
     """Writes what is trained and what is frozen, joined, as a Hugging Face folder."""
-    joined = merge_params(jax.device_get(_judged(state)), frozen)
+    joined = lora.merge(merge_params(jax.device_get(_judged(state)), frozen))
     card = outputs.model_card(config, info, row, pattern)
     output.save_model(name, model, joined, processor, card, row["thresholds"])
 
