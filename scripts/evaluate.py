@@ -20,6 +20,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import jax
 import numpy as np
 
+from segflax import config as config_lib
 from segflax import (
   evaluation_page,
   judgement,
@@ -181,6 +182,16 @@ def footprint(model: Path, predictor: Predictor, seconds: float) -> dict[str, ob
   }
 
 
+def prompts_of(model: Path, concepts: Sequence[str]) -> PromptSet:
+  """Returns the prompts that a run was trained with, the built-in ones for any other model."""
+  if not (model / "checkpoints").is_dir():
+    return PromptSet.create(concepts)
+  asked = config_lib.load(model)["prompts"]
+  # The data set may be another than that of training.
+  synonyms = {c: texts for c, texts in asked["synonyms"].items() if c in concepts}
+  return PromptSet.create(concepts, synonyms, asked["templates"])
+
+
 def store_thresholds(model: Path, thresholds: dict[str, float]) -> Path | None:
   """Adds fitted thresholds to the model folder; None where the model is no folder of ours."""
   folder = model / "best_model" if (model / "best_model").is_dir() else model
@@ -196,7 +207,7 @@ def main(argv: list[str] | None = None):
   args = parse(argv)
   model = Path(args.model)
   info = builder.load_info(args.data_dir)
-  prompts = PromptSet.create(info.concepts)
+  prompts = prompts_of(model, info.concepts)
   asked = range(len(prompts.prompts)) if args.every_synonym else prompts.canonical.tolist()
   split = Split(args.data_dir, args.split, args.limit)
   if args.batch_size < 1 or args.limit < 0 or args.worst < 0:
