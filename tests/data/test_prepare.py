@@ -21,7 +21,7 @@ _SCRIPT = Path(__file__).parents[2] / "scripts/prepare_data.py"
 
 def _run(*arguments):
   command = [sys.executable, str(_SCRIPT), *map(str, arguments)]
-  return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+  return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
 
 
 @pytest.fixture(scope="module")
