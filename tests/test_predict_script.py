@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segflax.data.synthetic import generate_walls
 from segflax.errors import UserError
 from segflax.models.clipseg import CLIPSeg, CLIPSegConfig, init_params, normalize
 from segflax.models.pretrained import save_pretrained
@@ -186,3 +187,11 @@ def test_export_refuses_sizes(folder, tmp_path):
   for size, message in ((["30"], "use 32"), (["32", "32", "3"], "has 3 numbers")):
     with pytest.raises(UserError, match=message):
       export.main([f"--model={folder}", f"--output={tmp_path / 'm'}", "--image_size", *size])
+
+
+def test_large_walls_of_the_benchmark_are_mosaics():
+  walls = script("benchmark_tiles").large_walls(2, 32, 2, 3, seed=5)
+  parts = [np.asarray(wall["image"]) for wall in generate_walls(12, 32, 5)]
+  assert len(walls) == 2 and walls[0][0].shape == (64, 96, 3) and walls[0][1].shape == (64, 96)
+  np.testing.assert_array_equal(walls[1][0][32:, 64:], parts[11])
+  np.testing.assert_array_equal(walls[0][0][:32, 32:64], parts[1])
