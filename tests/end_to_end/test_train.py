@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import tiny
 
 import segflax
 from segflax import metrics, preemption, summary
 from segflax.data import builder
 from segflax.errors import UserError
 from segflax.train import train_and_evaluate
-from tests.end_to_end.conftest import tiny
 
 
 def weights(workdir):
