@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import stress_resume
+import stress_resume  # noqa: E402
 
 
 def test_plan_mixes_signals_and_moments():
