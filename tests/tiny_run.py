@@ -3,12 +3,12 @@
 from configs import quickstart
 
 
-def tiny(data_dir, **changes):
+def tiny(walls, **changes):
   """The quickstart config at a size that trains in seconds; `changes` name leaves by `a__b`."""
   config = quickstart.get_config()
   config.update_from_flattened_dict(
     {
-      "data_dir": str(data_dir),
+      "data_dir": str(walls),
       "synthetic.train_pictures": 12,
       "synthetic.val_pictures": 5,  # no multiple of the batch: the last one is padded
       "synthetic.test_pictures": 4,
