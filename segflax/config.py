@@ -107,10 +107,10 @@ def check_resume(config: ConfigDict, workdir: Path) -> list[str]:
     for path in sorted(before.keys() | now.keys())
     if before.get(path) != now.get(path)
   }
+  # A cosine reaches its end in the last epoch: more epochs are another curve from the start.
+  safe = set(SAFE_TO_CHANGE) - ({"epochs"} if config.schedule.name == "cosine" else set())
   unsafe = [
-    line
-    for path, line in changed.items()
-    if path not in SAFE_TO_CHANGE and path.split(".")[0] not in SAFE_TO_CHANGE
+    line for path, line in changed.items() if path not in safe and path.split(".")[0] not in safe
   ]
   if unsafe:
     raise UserError(

@@ -9,7 +9,7 @@ from segflax import metrics, summary, visualize
 from segflax.evaluate import EvalSplit, Evaluation, Panel
 from segflax.models import pretrained
 from segflax.models.clipseg import CLIPSeg
-from segflax.models.model_card import ModelCard
+from segflax.models.model_card import SCRATCH, ModelCard
 from segflax.models.processor import Processor
 from segflax.train_state import EpochSums
 from segflax.writers import create_writer
@@ -145,7 +145,7 @@ def model_card(config, info, row: dict, trained: str) -> ModelCard:
   licences = ", ".join(info.licenses) or "licence not stated"
   shown = ("iou", "dice", "pixel_accuracy", "wrong_prompt_iou")
   return ModelCard(
-    base=config.model.pretrained or None,
+    base=config.model.pretrained or SCRATCH,
     trained_on=f"{pictures} pictures of {sources} ({licences})",
     metrics={
       f"validation {name}": (row[f"val_{name}"], metrics.DEFINITIONS[name])

@@ -9,6 +9,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from segflax import compilation_cache  # after the environment is set
+
+# Compilation is the suite's cost, and many tests run the same tiny programs.
+compilation_cache.enable()
+
 
 def pytest_addoption(parser):
   parser.addoption(

@@ -115,6 +115,8 @@ def test_a_longer_run_goes_on_and_a_changed_one_is_refused(walls, tmp_path):
   config.lr = 1.0
   with pytest.raises(UserError, match=r"lr: 0.002 -> 1.0"):
     train_and_evaluate(config, tmp_path)
+  with pytest.raises(UserError, match=r"epochs: 1 -> 2"):  # a cosine would be another curve
+    train_and_evaluate(tiny(walls, epochs=2), tmp_path)
   longer = train_and_evaluate(tiny(walls, epochs=2, schedule__name="constant"), tmp_path)
   assert longer["total_epochs"] == 2
 
