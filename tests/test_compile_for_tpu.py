@@ -44,8 +44,9 @@ def test_a_small_step_for_one_chip_and_for_a_slice_of_each_generation(tmp_path):
     assert needed < row["gflop"] < 1.5 * needed  # The same work on every chip of any slice.
     if row["chips"] > 1:
       # The decoder's gradient, the loss and the number of pairs cross the slice; nothing else does.
+      # A little less than the gradient: biases that are added at one place share one gradient.
       assert set(row["collectives"]) == {"all-reduce"}
-      assert gradient <= row["collectives"]["all-reduce"][1] <= gradient + 4096
+      assert 0.99 * gradient <= row["collectives"]["all-reduce"][1] <= gradient + 8
     else:
       assert row["collectives"] == {}
     chip = cost.CHIPS[row["topology"].split(":")[0]]
