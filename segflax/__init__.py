@@ -4,6 +4,7 @@ import importlib
 
 _HOME = {
   "Predictor": "segflax.predict",
+  "VisualPrompt": "segflax.prompting",
   "from_pretrained": "segflax.models.pretrained",
   "save_pretrained": "segflax.models.pretrained",
   "train_and_evaluate": "segflax.train",
