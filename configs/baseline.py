@@ -91,6 +91,9 @@ def get_config() -> ConfigDict:
   c.optimizer.b2 = 0.999
   c.optimizer.eps = 1e-8
   c.optimizer.rates = ConfigDict()  # regular expression over parameter paths -> factor on lr
+  # Augmented views per picture whose taps are kept below data_dir (bfloat16), so that a frozen
+  # tower runs once per view and not once per epoch; 0: off.
+  c.cache_features = 0
   c.accumulate = 1  # pieces a device's batch is cut into to save memory
   c.ema_decay = 0.0  # moving average of the trained leaves, which is then evaluated; 0: off
   c.max_nonfinite = 0  # updates in a row that may be skipped for a non-finite loss or gradient

@@ -1,23 +1,31 @@
 """From a config to the objects of a run: data set, prompts, model, parameters, processor."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from segflax import lora, optimizer
+from segflax import feature_cache, lora, optimizer, steps
 from segflax.data import builder, pipeline, synthetic
+from segflax.data.augment import AugmentConfig, augment
+from segflax.data.decode import load_image
+from segflax.data.pipeline import TrainStream
 from segflax.data.prompts import PromptSet
+from segflax.data.resize import fit_image
 from segflax.errors import UserError
 from segflax.evaluate import EvalSplit
+from segflax.feature_cache import CachedStream, FeatureCache
 from segflax.models import pretrained
 from segflax.models.clipseg import CLIPSeg, CLIPSegConfig, init_params
 from segflax.models.processor import Processor
+from segflax.train_state import identity
 from segflax.trainable import trainable_regex
 
 WALLS = "generated walls"
@@ -116,6 +124,64 @@ def train_stream(config: ConfigDict, info: builder.DatasetInfo, prompts: PromptS
     seed=config.seed,
     **_reading(config, prompts),
   )
+
+
+def cached_stream(
+  config: ConfigDict,
+  info: builder.DatasetInfo,
+  stream: TrainStream,
+  model: CLIPSeg,
+  trained: dict,
+  frozen: dict,
+) -> CachedStream:
+  """Returns the stream with the frozen tower's taps in place of pictures; makes what is missing.
+
+  Raises:
+    UserError: the vision tower is trained, so that its taps change with every step.
+  """
+  if "vision" in trained:
+    raise UserError(
+      f"cache_features {config.cache_features} needs a frozen vision tower, but trainable "
+      f"{config.trainable!r} changes it; use trainable decoder, or cache_features 0"
+    )
+  # The module declares logit_scale whatever is asked of it.
+  tower = {name: frozen[name] for name in ("vision", "logit_scale")}
+  architecture = model.config
+  augmentation = AugmentConfig(**config.augment)
+  patches = (config.image_size // architecture.patch_size) ** 2
+  layout = feature_cache.make_layout(
+    Path(config.data_dir) / "features",
+    content=f"{info.content_sha256} {config.data.train_split}",
+    weights=identity(tower),
+    pictures=stream.num_examples,
+    views=config.cache_features,
+    row=(len(architecture.taps), 1 + patches, architecture.vision_width),
+    seed=config.seed,
+    settings={
+      "image_size": config.image_size,
+      "dtype": str(jnp.dtype(model.dtype)),
+      "augment": config.augment.to_dict(),
+    },
+  )
+  no_mask = jnp.zeros((1, config.image_size, config.image_size))
+
+  @jax.jit
+  def encode(params, pictures, keys):
+    change = jax.vmap(lambda key, image: augment(key, image, no_mask, augmentation)[0])
+    return steps.encode_pictures(model, params, change(keys, pictures))
+
+  records = builder.open_split(info.path, config.data.train_split)
+  held = jax.device_put(cast_frozen(config, tower))
+  feature_cache.build(
+    layout,
+    lambda index: np.asarray(fit_image(load_image(records[index]["image"]), config.image_size)),
+    functools.partial(encode, held),
+    batch_size=config.batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  multihost_utils.sync_global_devices("features cached")
+  return CachedStream(stream, FeatureCache(layout))
 
 
 def eval_split(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segflax import metrics, summary, visualize
+from segflax import metrics, runs, summary, visualize
 from segflax.evaluate import EvalSplit, Evaluation, Panel
 from segflax.models import pretrained
 from segflax.models.clipseg import CLIPSeg
@@ -47,7 +47,7 @@ class Outputs:
     self.writer.write_scalars(step, _tags(history[-1]))
     panels = {
       f"panels/{split.image_ids[panel.index]}": draw(panel, split)
-      for panel in sorted(evaluation.panels)
+      for panel in sorted(evaluation.panels, key=lambda panel: panel.index)
     }
     self.writer.write_images(step, panels)
 
@@ -66,10 +66,17 @@ class Outputs:
         self.workdir / name, model, params, processor, card=card, thresholds=thresholds
       )
 
-  def save_rows(self, rows: metrics.Rows):
-    """Writes the counts per validation picture, from which every metric can be made again."""
-    if self.enabled:
-      rows.save(self.workdir / summary.VAL_ROWS)
+  def save_judgement(self, evaluation: Evaluation, split: EvalSplit):
+    """Writes what the best epoch was judged by: counts per picture, and overlays to look at."""
+    if not self.enabled:
+      return
+    evaluation.rows.save(self.workdir / summary.VAL_ROWS)
+    entries = [
+      ("example", split.image_ids[panel.index], prompt, Image.fromarray(sheet), prompt)
+      for panel in sorted(evaluation.panels, key=lambda panel: panel.index)
+      for prompt, sheet in draw_each(panel, split).items()
+    ]
+    runs.write_overlays(self.workdir / runs.OVERLAYS, entries)
 
   def finish(self, content: dict, config: dict):
     """Writes the summary, and the hyperparameters with their results."""
@@ -126,16 +133,21 @@ def prompt_lines(row: dict) -> list[str]:
 
 def draw(panel: Panel, split: EvalSplit) -> np.ndarray:
   """Returns the picture of a panel: a row per prompt, at network size. `[h w 3]` uint8."""
+  return np.concatenate(list(draw_each(panel, split).values()))
+
+
+def draw_each(panel: Panel, split: EvalSplit) -> dict[str, np.ndarray]:
+  """Returns prompt -> picture, truth, probability and overlay side by side. `[h w 3]` uint8."""
   size = panel.image.shape[1::-1]
-  truths = {
-    prompt: np.asarray(Image.fromarray(panel.mask[concept] * 255).resize(size)) > 127
-    for prompt, concept in zip(split.prompt_names, split.concept_of, strict=True)
-  }
-  probabilities = dict(
-    zip(split.prompt_names, panel.probability.astype(np.float32) / 255, strict=True)
-  )
-  sheet = visualize.panel(panel.image, probabilities, truths, threshold=split.threshold)
-  return np.asarray(sheet)
+  sheets = {}
+  for row, (prompt, concept) in enumerate(zip(split.prompt_names, split.concept_of, strict=True)):
+    truth = np.asarray(Image.fromarray(panel.mask[concept] * 255).resize(size)) > 127
+    probability = panel.probability[row].astype(np.float32) / 255
+    sheet = visualize.panel(
+      panel.image, {prompt: probability}, {prompt: truth}, threshold=split.threshold
+    )
+    sheets[prompt] = np.asarray(sheet)
+  return sheets
 
 
 def model_card(config, info, row: dict, trained: str) -> ModelCard:

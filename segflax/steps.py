@@ -55,12 +55,10 @@ def _look_up(model: CLIPSeg, params: dict, table: dict, prompt: jax.Array) -> ja
   return encode(tokens)[prompt]
 
 
-def _forward(model: CLIPSeg, params: dict, table: dict, image, prompt, **decode) -> jax.Array:
-  """Returns the logits `[b q h w]` of pictures `[b h w 3]` in [0, 1] and prompt ids `[b q]`."""
-  apply = functools.partial(model.apply, {"params": params})
-  taps = apply(normalize(255 * image), method="encode_image")  # normalize reads 0..255
-  condition = _look_up(model, params, table, prompt)
-  return apply(taps, condition, image.shape[1:3], method="decode", **decode)
+def encode_pictures(model: CLIPSeg, params: dict, image: jax.Array) -> tuple[jax.Array, ...]:
+  """Returns the taps of pictures `[b h w 3]` in [0, 1]."""
+  # normalize reads 0..255
+  return model.apply({"params": params}, normalize(255 * image), method="encode_image")
 
 
 def make_train_step(
@@ -87,12 +85,31 @@ def make_train_step(
       more, and `state.nonfinite.halted` stops all further change.
   """
 
+  change = jax.vmap(functools.partial(augment, config=augment_config))
+
+  def picture_side(params, frozen, batch):
+    """Returns the taps of the augmented pictures, and masks `[b q h w]` changed alike."""
+    mask = batch["mask"].astype(jnp.float32) / 255
+    if "taps" in batch:  # feature_cache has encoded a view of each picture: masks follow that view
+      b, _, h, w = mask.shape
+      _, target = change(batch["view_key"], jnp.zeros((b, h, w, 3), jnp.uint8), mask)
+      return batch["taps"], target
+    image, target = change(batch["key"], batch["image"], mask)
+    return encode_pictures(model, lora.merge(merge_params(params, frozen)), image), target
+
   def loss_sum(params, frozen, table, batch, pairs):
-    image, target = jax.vmap(functools.partial(augment, config=augment_config))(
-      batch["key"], batch["image"], batch["mask"].astype(jnp.float32) / 255
-    )
+    taps, target = picture_side(params, frozen, batch)
     merged = lora.merge(merge_params(params, frozen))
-    logits = _forward(model, merged, table, image, batch["prompt"], train=True, keys=batch["key"])
+    condition = _look_up(model, merged, table, batch["prompt"])
+    logits = model.apply(
+      {"params": merged},
+      taps,
+      condition,
+      target.shape[-2:],
+      train=True,
+      keys=batch["key"],
+      method="decode",
+    )
     return jnp.where(batch["valid"], loss_fn(logits, target), 0).sum() / pairs
 
   def body(state: TrainState, frozen, table, batch):
@@ -183,7 +200,9 @@ def make_eval_step(
     merged = lora.merge(merge_params(params, frozen))
     image = batch["image"].astype(jnp.float32) / 255
     ask = jnp.broadcast_to(prompts, (len(image), len(prompts)))
-    logits = _forward(model, merged, table, image, ask)
+    taps = encode_pictures(model, merged, image)
+    condition = _look_up(model, merged, table, ask)
+    logits = model.apply({"params": merged}, taps, condition, image.shape[1:3], method="decode")
     probability = jax.nn.sigmoid(logits)
 
     truth = batch["mask"][:, concept_of] > 0

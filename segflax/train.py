@@ -66,6 +66,8 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
     pattern = build.trainable_pattern(config, model.config)
     trained, frozen = split_params(params, pattern)
     tokens = processor.tokenize(prompts.prompts)
+    if config.cache_features:
+      stream = build.cached_stream(config, info, stream, model, trained, frozen)
     table = steps.prompt_table(model, params, tokens, text_is_frozen="text" not in trained)
 
     # ---- Optimizer, state, steps -----------------------------------------------------------------
@@ -207,7 +209,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
       output.say(outputs.console_line(row, config.epochs, str(stopping), images_per_second))
       with timings("save"):
         if summary.best_of(history, "val_iou") == {"value": row["val_iou"], "epoch": epoch}:
-          output.save_rows(evaluation.rows)
+          output.save_judgement(evaluation, split)
           save_model("best_model", row)
       # After best_model: whoever resumes here finds it written.
       save(epoch=epoch, metrics={"val_iou": row["val_iou"]})

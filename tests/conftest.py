@@ -1,6 +1,10 @@
 """Shared set-up: one CPU device, a cache of compiled programs, and no silent skips of parity."""
 
+import logging
 import os
+
+import pytest
+from absl import logging as absl_logging
 
 # On few cores several virtual devices deadlock in XLA's CPU all-reduce unless its pool is larger
 # than their number; like the rest here it must be set before jax is imported.
@@ -13,6 +17,17 @@ from segflax import compilation_cache  # after the environment is set
 
 # Compilation is the suite's cost, and many tests run the same tiny programs.
 compilation_cache.enable()
+
+
+@pytest.fixture(autouse=True)
+def _absl_log_reaches_caplog():
+  """Libraries that set absl's verbosity, for all that come after, must not silence our warnings."""
+  verbosity, propagate = absl_logging.get_verbosity(), logging.getLogger("absl").propagate
+  absl_logging.set_verbosity(absl_logging.INFO)
+  logging.getLogger("absl").propagate = True
+  yield
+  absl_logging.set_verbosity(verbosity)
+  logging.getLogger("absl").propagate = propagate
 
 
 def pytest_addoption(parser):

@@ -149,8 +149,9 @@ def test_head_factors_of_other_patches_reach_the_pictures_size():
   assert shapes.shape == (1, 3, 24, 36)
 
 
-def test_fresh_parameters_give_logits_of_order_one(params, logits):
-  assert 0.1 < np.std(logits) < 5  # transformers' own initialisation: 560
+def test_fresh_parameters_say_that_foreground_is_rare(params, logits):
+  assert 0.01 < np.std(logits) < 0.5  # transformers' own initialisation: 560
+  assert abs(np.mean(logits) - np.log(0.08 / 0.92)) < 0.2
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
   again = init_params(CONFIG, jax.random.key(0))
   jax.tree.map(np.testing.assert_array_equal, params, again)
