@@ -9,17 +9,17 @@ from configs import baseline
 def get_config():
   c = baseline.get_config()
   c.data_dir = "data/generated_walls"
-  c.synthetic.train_pictures = 2000
+  c.synthetic.train_pictures = 3000
   c.synthetic.val_pictures = 200
   c.synthetic.test_pictures = 200
   c.model.preset = "small"
   c.image_size = 80
-  c.batch_size = 12
+  c.batch_size = 24
   c.data.prompts_per_picture = 2  # both prompts of a picture share its encoding
   c.epochs = 3
   c.lr = 2e-3
   c.schedule.name = "cosine"
-  c.schedule.warmup_epochs = 0.15
+  c.schedule.warmup_epochs = 0.2
   c.eval.batch_size = 50
   c.augment.vertical_flip = 0.5
   c.augment.transpose = 0.5

@@ -60,10 +60,13 @@ def test_random_variant(number, tmp_path):
   assert again_model.config == model.config, variant
   jax.tree.map(np.testing.assert_array_equal, params, again)
   exported = CLIPSegForImageSegmentation.from_pretrained(out).eval()
+  again = exported.state_dict()
+  for name, tensor in torch_model.state_dict().items():
+    assert torch.equal(again[name], tensor.float()), (name, variant)
   with torch.no_grad():
-    np.testing.assert_array_equal(
-      oracle.logits(exported, variant.image, variant.tokens).numpy(), want, err_msg=str(variant)
-    )
+    got = oracle.logits(exported, variant.image, variant.tokens).numpy()
+  # Equal weights at other addresses: torch itself then sums in another order (seen: 3e-7).
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=str(variant))
 
 
 def torch_gradients(torch_model, variant, target):
@@ -113,7 +116,7 @@ def test_clip_folder_gives_towers_under_a_fresh_decoder(tmp_path):
   assert np.abs(got_text - text).max() <= 1e-5 * np.abs(text).max()
   assert np.abs(got_picture - picture).max() <= 1e-5 * np.abs(picture).max()
   logits = model.apply(variables, image, tokens[:, None])
-  assert logits.shape == (2, 1, 64, 64) and 0.1 < np.std(logits) < 10
+  assert logits.shape == (2, 1, 64, 64) and 0.01 < np.std(logits) < 1
 
 
 def test_stored_dtypes_are_what_they_say(tmp_path):
