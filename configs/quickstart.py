@@ -16,7 +16,7 @@ def get_config():
   c.image_size = 80
   c.batch_size = 24
   c.data.prompts_per_picture = 2  # both prompts of a picture share its encoding
-  c.epochs = 3
+  c.epochs = 4
   c.lr = 2e-3
   c.schedule.name = "cosine"
   c.schedule.warmup_epochs = 0.2

@@ -36,7 +36,7 @@ def replicate(tree, mesh: Mesh):
   """
   sharding = NamedSharding(mesh, P())
   if jax.process_count() == 1:
-    # may_alias: a state whose leaves share a buffer cannot be donated.
+    # may_alias: what is donated later must not be the caller's own buffer.
     return jax.device_put(tree, sharding, may_alias=False)
 
   def put(leaf):

@@ -36,8 +36,13 @@ class NonFinite(flax.struct.PyTreeNode):
 
   @classmethod
   def none(cls) -> "NonFinite":
-    zero = jnp.zeros((), jnp.int32)
-    return cls(streak=zero, total=zero, last_step=zero - 1, halted=jnp.zeros((), bool))
+    # Four arrays, not one four times: a donated state must not hold a buffer twice.
+    return cls(
+      streak=jnp.zeros((), jnp.int32),
+      total=jnp.zeros((), jnp.int32),
+      last_step=jnp.full((), -1, jnp.int32),
+      halted=jnp.zeros((), bool),
+    )
 
 
 class TrainState(flax.struct.PyTreeNode):
