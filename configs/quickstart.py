@@ -1,4 +1,4 @@
-"""A small CLIPSeg from scratch on generated walls: the main job in about three minutes.
+"""A small CLIPSeg from scratch on generated walls: the main job.
 
 main.py --config=configs/quickstart.py --workdir=runs/quickstart
 """

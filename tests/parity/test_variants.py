@@ -66,7 +66,9 @@ def test_random_variant(number, tmp_path):
   with torch.no_grad():
     got = oracle.logits(exported, variant.image, variant.tokens).numpy()
   # Equal weights at other addresses: torch itself then sums in another order (seen: 3e-7).
-  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=str(variant))
+  np.testing.assert_allclose(
+    got, want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=str(variant)
+  )
 
 
 def torch_gradients(torch_model, variant, target):
