@@ -9,10 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from segflax import feature_cache, lora, optimizer, steps
+from segflax import feature_cache, lora, losses, optimizer, steps
 from segflax.data import builder, pipeline, synthetic
 from segflax.data.augment import AugmentConfig, augment
 from segflax.data.decode import load_image
@@ -252,6 +254,22 @@ def make_optimizer(config: ConfigDict, params: dict, steps_per_epoch: int):
     b1=config.optimizer.b1,
     b2=config.optimizer.b2,
     eps=config.optimizer.eps,
+  )
+
+
+def make_train_step(
+  config: ConfigDict, model: CLIPSeg, tx: optax.GradientTransformation, mesh: Mesh
+) -> Callable:
+  """Returns the step that the config describes (steps.make_train_step)."""
+  return steps.make_train_step(
+    model,
+    tx,
+    losses.make_loss(config.loss),
+    mesh,
+    augment_config=AugmentConfig(**config.augment),
+    ema_decay=config.ema_decay,
+    accumulate=config.accumulate,
+    max_nonfinite=config.max_nonfinite,
   )
 
 

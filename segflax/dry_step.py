@@ -9,8 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from segflax import build, losses, steps
-from segflax.data.augment import AugmentConfig
+from segflax import build
 from segflax.models.clipseg import CLIPSeg
 from segflax.sharding import AXIS
 from segflax.train_state import TrainState, split_params
@@ -38,16 +37,7 @@ def train_step_and_shapes(
   frozen = jax.eval_shape(lambda x: build.cast_frozen(config, x), frozen)
   _, tx = build.make_optimizer(config, trained, steps_per_epoch=1000)
   state = jax.eval_shape(lambda x: TrainState.create(x, tx, ema=config.ema_decay > 0), trained)
-  step = steps.make_train_step(
-    model,
-    tx,
-    losses.make_loss(config.loss),
-    mesh,
-    augment_config=AugmentConfig(**config.augment),
-    ema_decay=config.ema_decay,
-    accumulate=config.accumulate,
-    max_nonfinite=config.max_nonfinite,
-  )
+  step = build.make_train_step(config, model, tx, mesh)
   one = functools.partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P()))
   split = functools.partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P(AXIS)))
   state, frozen = jax.tree.map(lambda x: one(x.shape, x.dtype), (state, frozen))

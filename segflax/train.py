@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from segflax import build, lora, losses, outputs, sharding, steps, summary
 from segflax import config as config_lib
 from segflax.checkpoint import Checkpoints, restore_from
-from segflax.data.augment import AugmentConfig
 from segflax.data.progress import progress
 from segflax.evaluate import evaluate
 from segflax.nonfinite import NonFiniteWatch
@@ -78,16 +77,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
     constants = (build.cast_frozen(config, frozen), table)
     state, constants = sharding.replicate((state, constants), mesh)
     loss_fn = losses.make_loss(config.loss)
-    train_step = steps.make_train_step(
-      model,
-      tx,
-      loss_fn,
-      mesh,
-      augment_config=AugmentConfig(**config.augment),
-      ema_decay=config.ema_decay,
-      accumulate=config.accumulate,
-      max_nonfinite=config.max_nonfinite,
-    )
+    train_step = build.make_train_step(config, model, tx, mesh)
     eval_step = steps.make_eval_step(
       model,
       loss_fn,
