@@ -25,7 +25,7 @@ from segflax.errors import UserError
 from segflax.evaluate import EvalSplit
 from segflax.feature_cache import CachedStream, FeatureCache
 from segflax.models import pretrained
-from segflax.models.clipseg import CLIPSeg, CLIPSegConfig, init_params
+from segflax.models.clipseg import CLIPSeg, CLIPSegConfig, encode_pictures, init_params
 from segflax.models.processor import Processor
 from segflax.train_state import identity
 from segflax.trainable import trainable_regex
@@ -170,7 +170,7 @@ def cached_stream(
   @jax.jit
   def encode(params, pictures, keys):
     change = jax.vmap(lambda key, image: augment(key, image, no_mask, augmentation)[0])
-    return steps.encode_pictures(model, params, change(keys, pictures))
+    return encode_pictures(model, params, 255 * change(keys, pictures))
 
   records = builder.open_split(info.path, config.data.train_split)
   held = jax.device_put(cast_frozen(config, tower))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, UInt8
 from segflax import sharding, tiles
 from segflax.data.decode import load_image
 from segflax.errors import UserError
-from segflax.models.clipseg import CLIPSeg, normalize
+from segflax.models.clipseg import CLIPSeg, encode_pictures
 from segflax.models.pretrained import from_pretrained
 from segflax.models.processor import Processor
 from segflax.prompting import Picture, Prompt, PromptEncoder, VisualPrompt, as_source, names_of
@@ -197,7 +197,7 @@ class Predictor:
 
 def _probabilities(model, params, pixels, positive, negative) -> Float[Array, "b q h w"]:
   """One pass over canvases `[b h w 3]` uint8 for q prompts `[q p]` and r negative ones `[r p]`."""
-  taps = model.apply({"params": params}, normalize(pixels), method="encode_image")
+  taps = encode_pictures(model, params, pixels)
   condition = jnp.concatenate([positive, negative])
   condition = jnp.broadcast_to(condition, (len(pixels), *condition.shape))
   logits = model.apply({"params": params}, taps, condition, pixels.shape[1:3], method="decode")

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from segflax import counts, lora
 from segflax.data.augment import AugmentConfig, augment
-from segflax.models.clipseg import CLIPSeg, normalize
+from segflax.models.clipseg import CLIPSeg, encode_pictures
 from segflax.sharding import AXIS
 from segflax.train_state import EpochSums, NonFinite, TrainState, merge_params
 
@@ -55,12 +55,6 @@ def _look_up(model: CLIPSeg, params: dict, table: dict, prompt: jax.Array) -> ja
   return encode(tokens)[prompt]
 
 
-def encode_pictures(model: CLIPSeg, params: dict, image: jax.Array) -> tuple[jax.Array, ...]:
-  """Returns the taps of pictures `[b h w 3]` in [0, 1]."""
-  # normalize reads 0..255
-  return model.apply({"params": params}, normalize(255 * image), method="encode_image")
-
-
 def make_train_step(
   model: CLIPSeg,
   tx: optax.GradientTransformation,
@@ -95,7 +89,8 @@ def make_train_step(
       _, target = change(batch["view_key"], jnp.zeros((b, h, w, 3), jnp.uint8), mask)
       return batch["taps"], target
     image, target = change(batch["key"], batch["image"], mask)
-    return encode_pictures(model, lora.merge(merge_params(params, frozen)), image), target
+    merged = lora.merge(merge_params(params, frozen))
+    return encode_pictures(model, merged, 255 * image, one_by_one="vision" not in params), target
 
   def loss_sum(params, frozen, table, batch, pairs):
     taps, target = picture_side(params, frozen, batch)
@@ -198,7 +193,7 @@ def make_eval_step(
 
   def body(params, frozen, table, batch):
     merged = lora.merge(merge_params(params, frozen))
-    image = batch["image"].astype(jnp.float32) / 255
+    image = batch["image"]
     ask = jnp.broadcast_to(prompts, (len(image), len(prompts)))
     taps = encode_pictures(model, merged, image)
     condition = _look_up(model, merged, table, ask)

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import unflatten_dict
 from timing import serve
 
 from configs import baseline
 from segflax import build, losses, sharding
 from segflax.dry_step import train_step_and_shapes
-from segflax.models.clipseg import CLIPSeg, CLIPSegConfig, init_params, normalize
+from segflax.models.clipseg import CLIPSeg, CLIPSegConfig, encode_pictures, param_shapes
 from segflax.train_state import split_params
 
 task = json.loads(sys.argv[1])
@@ -30,8 +31,18 @@ config.data.prompts_per_picture = q
 architecture = CLIPSegConfig.from_hf(task["hf_config"])
 dtype = jnp.bfloat16 if task["bfloat16"] else jnp.float32
 model = CLIPSeg(architecture, dtype=dtype)
-params = init_params(architecture, jax.random.key(0))
 rng = np.random.default_rng(0)
+
+
+def weight(shape: tuple[int, ...]) -> np.ndarray:
+  """Kernels scaled by fan-in, ones and small numbers else: as large as trained ones are."""
+  scale = np.float32(max(1, np.prod(shape[:-1])) ** -0.5 if len(shape) > 1 else 0.1)
+  return scale * rng.standard_normal(shape, dtype=np.float32)
+
+
+# Leaf by leaf on the host, as weights are loaded: init_params' one draw would be the memory's peak.
+shapes = param_shapes(architecture)
+params = unflatten_dict({path: weight(shape) for path, shape in shapes.items()}, sep="/")
 pictures = rng.integers(0, 256, (b, size, size, 3), dtype=np.uint8)
 masks = (255 * (rng.random((b, q, size, size)) < 0.1)).astype(np.uint8)
 prompts = np.tile(np.arange(q, dtype=np.int32), (b, 1))
@@ -43,7 +54,7 @@ def train():
   compiled = step.lower(*shapes).compile()
   state, frozen, table, _ = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   trained, rest = split_params(params, build.trainable_pattern(config, architecture))
-  frozen = jax.tree.map(lambda shape, x: x.astype(shape.dtype), frozen, rest)
+  frozen = jax.tree.map(lambda shape, x: x.astype(shape.dtype, copy=False), frozen, rest)
   state = state.replace(params=trained, lr_scale=np.float32(1))
   table = {"condition": jax.random.normal(jax.random.key(1), table["condition"].shape)}
   state, frozen, table = sharding.replicate((state, frozen, table), mesh)
@@ -96,7 +107,7 @@ def cached():
 def predict():
   @jax.jit
   def masks_of(params, pictures, condition):
-    taps = model.apply({"params": params}, normalize(pictures), method="encode_image")
+    taps = encode_pictures(model, params, pictures)
     logits = model.apply({"params": params}, taps, condition, (size, size), method="decode")
     return jax.nn.sigmoid(logits)
 
