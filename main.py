@@ -7,6 +7,11 @@ what), 75 interrupted and saved (give the same command again), 1 anything else.
 import os
 import sys
 
+from segflax import huge_pages
+
+if __name__ == "__main__":
+  huge_pages.enable()
+
 # Before jax and transformers are imported: without these they greet the user with notices.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -25,6 +25,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 SIDES = Path(__file__).parent / "benchmark_sides"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from segflax import huge_pages  # noqa: E402  The path first.
+
 
 class Side(NamedTuple):
   """One of the two programs of a case."""
@@ -91,7 +93,8 @@ def make_cases() -> dict[str, Case]:
 class Process:
   """A side that is running, ready to be called."""
 
-  def __init__(self, side: Side, hf_config: dict, batch: int | None):
+  def __init__(self, side: Side, hf_config: dict, batch: int | None, huge_pages_too: bool):
+    with_pages = huge_pages_too or side.script == "jax_side.py"
     self.task = side.task | ({"batch": batch} if batch else {})
     argument = json.dumps(self.task | {"hf_config": hf_config})
     self._process = subprocess.Popen(
@@ -99,6 +102,8 @@ class Process:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
+      # As main.py does. The peer runs as its user starts it; --huge_pages gives it the same.
+      env=huge_pages.environment() if with_pages else None,
     )
     self.facts = self._answer()
 
@@ -125,7 +130,8 @@ class Process:
 def run_case(name: str, case: Case, preset: "Preset", rounds: int, pause: float) -> dict:
   """Runs one case and returns rates per second, their ratio and the memory of both sides."""
   processes = [
-    Process(preset.shrink(side), preset.hf_config, preset.batch) for side in (case.ours, case.peer)
+    Process(preset.shrink(side), preset.hf_config, preset.batch, preset.huge_pages)
+    for side in (case.ours, case.peer)
   ]
   seconds = [[], []]
   load = os.getloadavg()[0]
@@ -165,6 +171,7 @@ class Preset(NamedTuple):
   hf_config: dict
   batch: int | None = None  # None: what the case says
   size: int | None = None
+  huge_pages: bool = False  # of the peer as well
 
   def shrink(self, side: Side) -> Side:
     return side._replace(task=side.task | ({"size": self.size} if self.size else {}))
@@ -188,6 +195,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--batch", type=int, help="pictures per call; default: the case's")
   parser.add_argument("--pause", type=float, default=0.3, help="seconds before every call")
   parser.add_argument("--preset", choices=("full", "tiny"), default="full")
+  parser.add_argument("--huge_pages", action="store_true", help="give the peer huge pages, too")
   parser.add_argument("--json", help="append one line per case to this file")
   args = parser.parse_args(argv)
   if unknown := [name for name in args.cases if name not in cases]:
@@ -195,7 +203,7 @@ def main(argv: list[str]) -> int:
   if not args.cases:
     print("\n".join(cases))
     return 0
-  preset = make_preset(args.preset, args.batch)
+  preset = make_preset(args.preset, args.batch)._replace(huge_pages=args.huge_pages)
   print("| case | ours | peer | ratio | peak memory GiB, ours and peer | load before |")
   print("| --- | --- | --- | --- | --- | --- |")
   for name in args.cases:

@@ -76,6 +76,11 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
     state = TrainState.create(trained, tx, ema=config.ema_decay > 0)
     constants = (build.cast_frozen(config, frozen), table)
     state, constants = sharding.replicate((state, constants), mesh)
+    how_many = f"{_count(trained):,} of {_count(params):,} parameters"
+    frozen_identity = identity(frozen)
+    if not config.mixed_precision:
+      frozen = jax.device_get(constants[0])  # On a CPU the same memory: one copy, not two.
+    del params, trained
     loss_fn = losses.make_loss(config.loss)
     train_step = build.make_train_step(config, model, tx, mesh)
     eval_step = steps.make_eval_step(
@@ -88,7 +93,6 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
     )
 
     # ---- Restore ---------------------------------------------------------------------------------
-    frozen_identity = identity(frozen)
     checkpoints = Checkpoints(
       workdir / "checkpoints",
       every_epochs=config.checkpoint.every_epochs,
@@ -117,7 +121,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
       return summary.read_summary(workdir)
     config_lib.save(config, workdir)
     output.say(
-      f"{workdir}: {_count(trained):,} of {_count(params):,} parameters train on "
+      f"{workdir}: {how_many} train on "
       f"{stream.num_examples} pictures, {stream.steps_per_epoch} steps an epoch, {mesh.size} x "
       f"{mesh.devices.flat[0].device_kind}; "
       + (f"resumed at step {step}" if restored else "from the beginning")

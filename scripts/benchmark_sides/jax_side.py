@@ -58,6 +58,8 @@ def train():
   state = state.replace(params=trained, lr_scale=np.float32(1))
   table = {"condition": jax.random.normal(jax.random.key(1), table["condition"].shape)}
   state, frozen, table = sharding.replicate((state, frozen, table), mesh)
+  if not task["bfloat16"]:
+    params.clear()  # As train.py: only bfloat16 keeps the exact weights on the host besides.
   batch = {
     "image": pictures,
     "mask": masks,
