@@ -6,7 +6,7 @@
 Every field that segflax knows stands here with its default; the other templates change a few.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config() -> ConfigDict:
@@ -14,7 +14,8 @@ def get_config() -> ConfigDict:
 
   # The origin's names and defaults.
   c.data_dir = ""  # prepared data set (scripts/prepare_data.py)
-  c.batch_size = 8  # pictures per update, over all devices
+  # Pictures per update, over all devices. "auto": as many as fit, by the compiled step's memory.
+  c.batch_size = FieldReference(8, field_type=object)
   c.epochs = 50  # at most
   c.lr = 1e-4  # peak learning rate of AdamW
   c.image_size = 512  # pixels, a multiple of the model's patch
@@ -94,6 +95,7 @@ def get_config() -> ConfigDict:
   # Augmented views per picture whose taps are kept below data_dir (bfloat16), so that a frozen
   # tower runs once per view and not once per epoch; 0: off.
   c.cache_features = 0
+  c.remat = False  # compute transformer blocks again on the way back instead of keeping them
   c.accumulate = 1  # pieces a device's batch is cut into to save memory
   c.ema_decay = 0.0  # moving average of the trained leaves, which is then evaluated; 0: off
   c.max_nonfinite = 0  # updates in a row that may be skipped for a non-finite loss or gradient
@@ -123,6 +125,8 @@ def get_config() -> ConfigDict:
   c.log = ConfigDict()
   c.log.every_steps = 100  # how often the loop looks at the devices' state
   c.log.panels = 4  # validation pictures shown in TensorBoard
+
+  c.profile_steps = 0  # steps traced for TensorBoard's profile page, a session's third on; 0: none
 
   c.eval = ConfigDict()
   c.eval.batch_size = 0  # pictures per evaluation step; 0: as batch_size

@@ -30,7 +30,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict, config_flags
 
 from segflax import build, cost
-from segflax.dry_step import train_step_and_shapes
+from segflax.dry_step import step_memory, train_step_and_shapes
 from segflax.errors import UserError
 from segflax.sharding import check_batch_size, make_mesh
 
@@ -61,10 +61,14 @@ def devices_of(topology: str) -> list[jax.Device]:
   return list(description.devices)
 
 
+def as_on_tpu():
+  """The model asks jax for its backend to choose attention and accumulators: here it is the TPU."""
+  return mock.patch.object(jax, "default_backend", lambda: "tpu")
+
+
 def compile_step(config: ConfigDict, model: build.Model, mesh, batch_size: int):
   """Compiles what train_and_evaluate runs per step."""
-  # The model asks jax for its backend to choose attention and accumulators: here it is the TPU.
-  with mock.patch.object(jax, "default_backend", lambda: "tpu"):
+  with as_on_tpu():
     step, shapes = train_step_and_shapes(config, model.module, model.params, mesh, batch_size)
     lowered = step.lower(*shapes)
   return lowered.compile()
@@ -79,12 +83,8 @@ def report(config: ConfigDict, model: build.Model, topology: str) -> dict:
   check_batch_size(batch_size, mesh)
 
   def memory_at(per_chip: int) -> int | None:
-    try:
-      return cost.measure(compile_step(config, model, mesh, per_chip * mesh.size)).memory
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-      return None
+    with as_on_tpu():
+      return step_memory(config, model.module, model.params, mesh, per_chip * mesh.size)
 
   row = {
     "topology": topology,

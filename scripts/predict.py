@@ -49,6 +49,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--tile", default="auto", help="auto, none, or a window's side in pixels")
   parser.add_argument("--image_size", type=int, help="what the network sees; default: the model's")
   parser.add_argument("--batch_size", type=int, default=8, help="canvases per pass")
+  parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16")
+  parser.add_argument(
+    "--template",
+    action="append",
+    metavar="TEXT",
+    help="a sentence with {} for the prompt; several: the mean of their embeddings",
+  )
   return parser.parse_args(argv)
 
 
@@ -107,7 +114,11 @@ def main(argv: list[str] | None = None):
   panel = ["panel"] if args.overlay else []
   plan = name_outputs(find_pictures(args.images), names + panel, args.output)
   predictor = Predictor.from_pretrained(
-    args.model, image_size=args.image_size, batch_size=args.batch_size
+    args.model,
+    image_size=args.image_size,
+    batch_size=args.batch_size,
+    bfloat16=args.bfloat16,
+    templates=args.template or ("{}",),
   )
   args.output.mkdir(parents=True, exist_ok=True)
   pictures = list(plan)

@@ -111,7 +111,7 @@ def make_model(config: ConfigDict) -> Model:
   check_image_size(config.image_size, architecture.patch_size)
   if params is None:
     params = jax.device_get(init_params(architecture, jax.random.key(config.seed)))
-  module = CLIPSeg(architecture, dtype=dtype, attention=config.model.attention)
+  module = CLIPSeg(architecture, dtype=dtype, attention=config.model.attention, remat=config.remat)
   return Model(module, params, processor)
 
 

@@ -12,7 +12,7 @@ from segflax.models.clipseg import CLIPSeg
 from segflax.models.model_card import SCRATCH, ModelCard
 from segflax.models.processor import Processor
 from segflax.train_state import EpochSums
-from segflax.writers import create_writer
+from segflax.writers import Profile, create_writer
 
 _RESULTS = ("val/iou", "val/dice", "val/loss")  # of TensorBoard's HParams tab
 
@@ -26,17 +26,26 @@ class Outputs:
     workdir: where to.
     enabled: whether this is process 0.
     from_step: step the run goes on from; TensorBoard forgets later ones.
+    profile_steps: steps to trace, after the first two of this session; 0: none.
   """
 
-  def __init__(self, workdir: Path, *, enabled: bool, from_step: int):
+  def __init__(self, workdir: Path, *, enabled: bool, from_step: int, profile_steps: int = 0):
     self.workdir, self.enabled = workdir, enabled
     logs = workdir / "logs" if enabled else None
     self.writer = create_writer(logs, from_step=from_step, metrics=_RESULTS)
+    self._profile = None
+    if enabled and profile_steps:
+      self._profile = Profile(logs, first_step=from_step + 2, num_steps=profile_steps)
 
   def say(self, line: str):
     """Prints a line for the user."""
     if self.enabled:
       print(line, flush=True)
+
+  def after_step(self, step: int):
+    """Starts and ends the trace that TensorBoard's profile page shows."""
+    if self._profile is not None:
+      self._profile(step)
 
   def record(self, history: list[dict], evaluation: Evaluation, split: EvalSplit):
     """Writes what one epoch's training and evaluation gave; `history[-1]` is its row."""
@@ -86,6 +95,8 @@ class Outputs:
 
   def close(self):
     """Waits until everything is on disk."""
+    if self._profile is not None:
+      self._profile.close()
     self.writer.flush()
     self.writer.close()
 

@@ -16,7 +16,7 @@ from segflax import sharding, tiles
 from segflax.data.decode import load_image
 from segflax.errors import UserError
 from segflax.models.clipseg import CLIPSeg, encode_pictures
-from segflax.models.pretrained import from_pretrained
+from segflax.models.pretrained import from_pretrained, local_folder
 from segflax.models.processor import Processor
 from segflax.prompting import Picture, Prompt, PromptEncoder, VisualPrompt, as_source, names_of
 
@@ -78,12 +78,13 @@ class Predictor:
     )
 
   @classmethod
-  def from_pretrained(cls, path: str | Path, **options) -> "Predictor":
+  def from_pretrained(cls, path: str | Path, *, bfloat16: bool = False, **options) -> "Predictor":
     """Loads a model folder, a hub id, or the best model of a run.
 
     Args:
       path: Hugging Face CLIPSeg folder, hub id, or a run's workdir. A folder's
         `thresholds.json` (prompt -> threshold) is used where it is there.
+      bfloat16: compute in it; normalisations, softmax and probabilities stay float32.
       **options: of the constructor.
 
     Raises:
@@ -94,8 +95,12 @@ class Predictor:
       folder = Path(path) / "best_model"
       if not folder.is_dir():
         raise UserError(f"the run {path} has no best_model yet; train it for one epoch at least")
-    options = {"thresholds": _read_thresholds(Path(folder) / "thresholds.json")} | options
-    return cls(*from_pretrained(folder), **options)
+    folder = local_folder(folder)
+    options = {"thresholds": _read_thresholds(folder / "thresholds.json")} | options
+    model, params, processor = from_pretrained(folder)
+    if bfloat16:
+      model = model.clone(dtype=jnp.bfloat16)
+    return cls(model, params, processor, **options)
 
   def __call__(
     self,

@@ -13,6 +13,7 @@ from segflax import build, lora, losses, outputs, sharding, steps, summary
 from segflax import config as config_lib
 from segflax.checkpoint import Checkpoints, restore_from
 from segflax.data.progress import progress
+from segflax.dry_step import resolve_batch_size
 from segflax.evaluate import evaluate
 from segflax.nonfinite import NonFiniteWatch
 from segflax.outputs import Outputs
@@ -46,8 +47,9 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
   with timings("init"):
     # ---- Config and devices ----------------------------------------------------------------------
     workdir = build.workdir_path(workdir)
-    changes = config_lib.check_resume(config, workdir)
     mesh = sharding.make_mesh()
+    config = resolve_batch_size(config, workdir, mesh)
+    changes = config_lib.check_resume(config, workdir)
     eval_batch_size = config.eval.batch_size or config.batch_size
     for size in (config.batch_size, eval_batch_size):
       sharding.check_batch_size(size, mesh)
@@ -112,7 +114,12 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
       plateau.load_state_dict(restored.progress["plateau"])
       stopping.load_state_dict(restored.progress["early_stopping"])
       timings.load_state_dict(restored.progress["timings"])
-    output = Outputs(workdir, enabled=jax.process_index() == 0, from_step=step)
+    output = Outputs(
+      workdir,
+      enabled=jax.process_index() == 0,
+      from_step=step,
+      profile_steps=config.profile_steps,
+    )
     for change in changes:
       output.say(f"changed since the run began: {change}")
     if _ended(config, epoch, stopping) and (workdir / summary.SUMMARY).exists():
@@ -172,6 +179,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
           state = train_step(state, *constants, batch)
           watch.saw(step, index)
           step += 1
+          output.after_step(step)
           if step % config.log.every_steps == 0:
             watch.check(state.nonfinite)
           if config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0:

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -209,6 +211,24 @@ def test_thresholds_of_the_folder(predictor, folder):
   assert own[0]["another"].tolist() == [[0, 0, 255, 255]]
   assert all_one[0]["segment crack"].tolist() == [[0, 0, 0, 255]]
   assert Predictor.from_pretrained(folder, thresholds={}).threshold("segment crack") == 0.5
+
+
+def test_thresholds_of_a_hub_id(folder, tmp_path, monkeypatch):
+  repo = tmp_path / "models--someone--walls"
+  commit = "0123456789abcdef0123456789abcdef01234567"
+  shutil.copytree(folder, repo / "snapshots" / commit)
+  (repo / "refs").mkdir()
+  (repo / "refs" / "main").write_text(commit)
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  assert Predictor.from_pretrained("someone/walls").threshold("segment crack") == 0.25
+
+
+def test_bfloat16_stays_near_float32(predictor, folder):
+  low = Predictor.from_pretrained(folder, bfloat16=True)
+  image = picture(64, 64)
+  exact, rounded = (p([image], ["a"])[0]["a"] for p in (predictor, low))
+  assert 0 < np.abs(exact - rounded).max() < 0.05
 
 
 def test_prompts_are_encoded_once(predictor, monkeypatch):

@@ -34,6 +34,7 @@ class VisionTower(nn.Module):
   config: CLIPSegConfig
   dtype: jnp.dtype
   attention: str
+  remat: bool = False
 
   def setup(self):
     c = self.config
@@ -44,8 +45,9 @@ class VisionTower(nn.Module):
       "position_embedding", declared, (positions, c.vision_width)
     )
     self.pre_norm = LayerNorm(c.vision_epsilon, self.dtype)
+    block = nn.remat(Block) if self.remat else Block
     self.blocks = [
-      Block(
+      block(
         c.vision_heads,
         c.vision_mlp,
         c.vision_act,

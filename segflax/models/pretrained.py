@@ -40,7 +40,7 @@ def from_pretrained(
   Raises:
     UserError: nothing there, no safetensors, or tensors that do not fit the config.
   """
-  folder = _folder(path, revision, cache_dir, offline)
+  folder = local_folder(path, revision=revision, cache_dir=cache_dir, offline=offline)
   if not (folder / "config.json").exists():
     raise UserError(f"{folder} has no config.json; give a Hugging Face CLIPSeg folder")
   hf = read_json(folder / "config.json")
@@ -105,8 +105,17 @@ def save_pretrained(
   return path
 
 
-def _folder(path, revision, cache_dir, offline) -> Path:
-  """Returns a local folder as it is, a hub id as its snapshot in the cache."""
+def local_folder(
+  path: str | os.PathLike,
+  *,
+  revision: str | None = None,
+  cache_dir: str | os.PathLike | None = None,
+  offline: bool = False,
+) -> Path:
+  """Returns a local folder as it is, a hub id as its snapshot in the cache.
+
+  Arguments and errors as of `from_pretrained`.
+  """
   folder = Path(path).expanduser()
   if folder.is_dir():
     return folder

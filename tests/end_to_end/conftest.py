@@ -16,4 +16,4 @@ def finished(walls, tmp_path_factory):
   from segflax.train import train_and_evaluate
 
   workdir = tmp_path_factory.mktemp("runs") / "finished"
-  return workdir, train_and_evaluate(tiny(walls), workdir)
+  return workdir, train_and_evaluate(tiny(walls, profile_steps=1), workdir)

@@ -61,6 +61,7 @@ def test_tensorboard_has_curves_and_panels(finished):
   wanted = {"train/loss", "val/loss", "val/iou", "val/dice", "val/pixel_accuracy", "learning_rate"}
   assert wanted | {"images_per_second", "val_iou/segment crack"} <= names
   assert len([name for name in names if name.startswith("panels/")]) == 4
+  assert list((finished[0] / "logs" / "plugins" / "profile").glob("*/*.xplane.pb"))
 
 
 def test_every_validation_picture_is_judged_once(finished, walls):

@@ -83,8 +83,37 @@ def test_attention_implementations_agree(causal):
   for other in ("mapped", "fused", "auto"):
     got = attend(q, k, v, causal=causal, implementation=other)
     np.testing.assert_allclose(got, plain, atol=1e-6)
+
+  def loss(qkv, implementation):
+    return (attend(*qkv, causal=causal, implementation=implementation) ** 2).sum()
+
+  wanted = jax.grad(loss)((q, k, v), "plain")
+  for gradient, expected in zip(jax.grad(loss)((q, k, v), "mapped"), wanted, strict=True):
+    np.testing.assert_allclose(gradient, expected, atol=2e-6)
   with pytest.raises(UserError, match=r"fast.*unknown; available: auto, fused"):
     attend(q, k, v, implementation="fast")
+
+
+def test_remat_changes_memory_and_nothing_else(params):
+  image = DRAW.normal(size=(4, 32, 32, 3)).astype(np.float32)
+
+  def compiled(remat):
+    model = CLIPSeg(CONFIG, remat=remat)
+
+    def loss(vision):
+      taps = model.apply({"params": params | {"vision": vision}}, image, method="encode_image")
+      return sum((tap**2).sum() for tap in taps)
+
+    return jax.jit(jax.grad(loss)).lower(params["vision"]).compile()
+
+  kept, again = compiled(False), compiled(True)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+    again(params["vision"]),
+    kept(params["vision"]),
+  )
+  sizes = [program.memory_analysis().temp_size_in_bytes for program in (again, kept)]
+  assert sizes[0] < sizes[1]
 
 
 DROPPING = CLIPSegConfig(**{**vars(CONFIG), "decoder_dropout": 0.1})
