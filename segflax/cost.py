@@ -128,7 +128,7 @@ def largest_batch(
   guess = _tidy(min(guess, most))
   while guess > low and not fits(guess):
     guess = _tidy(min(guess - 1, int(guess * 0.95)))
-  return max(low, guess)
+  return min(max(low, guess), most)
 
 
 def _tidy(batch: int) -> int:

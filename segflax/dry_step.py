@@ -93,10 +93,8 @@ def resolve_batch_size(config: ConfigDict, workdir: Path, mesh: Mesh) -> ConfigD
     return config
   if config.batch_size != "auto":
     raise UserError(f"batch_size {config.batch_size!r} is neither a whole number nor 'auto'")
-  config = config.copy_and_resolve_references()
   if before := config_lib.load(workdir):
-    config.batch_size = before["batch_size"]
-    return config
+    return _with_batch_size(config, before["batch_size"])
   model, params, _ = build.make_model(config)
   if config.lora.rank:
     params = build.add_lora(config, params)
@@ -104,7 +102,14 @@ def resolve_batch_size(config: ConfigDict, workdir: Path, mesh: Mesh) -> ConfigD
   pictures = len(builder.open_split(info.path, config.data.train_split))
   fitting = fitting_batch_size(config, model, params, mesh, most=pictures)
   # The process with the least memory decides.
-  config.batch_size = int(np.min(multihost_utils.process_allgather(np.int32(fitting))))
+  least = np.min(multihost_utils.process_allgather(np.int32(fitting)))
+  return _with_batch_size(config, int(least))
+
+
+def _with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
+  config = config.copy_and_resolve_references()
+  with config.ignore_type():
+    config.batch_size = batch_size
   return config
 
 

@@ -17,6 +17,10 @@ def run(tmp_path_factory):
   return config, model, params, sharding.make_mesh(jax.devices()[:1])
 
 
+def asking(config, batch_size) -> ConfigDict:
+  return ConfigDict(config.to_dict() | {"batch_size": batch_size})
+
+
 def test_the_largest_batch_that_fits(run):
   memory = dry_step.step_memory(*run, 6)
   batch = dry_step.fitting_batch_size(*run, most=1000, memory=memory)
@@ -36,7 +40,7 @@ def test_nothing_fits(run):
 
 def test_auto_becomes_a_number_that_a_resumed_run_keeps(run, tmp_path, monkeypatch):
   config, _, _, mesh = run
-  config = ConfigDict(config | {"batch_size": "auto"})
+  config = asking(config, "auto")
   resolved = dry_step.resolve_batch_size(config, tmp_path, mesh)
   assert resolved.batch_size == 12  # the pictures that there are
   resolved.batch_size = 7
@@ -48,4 +52,4 @@ def test_auto_becomes_a_number_that_a_resumed_run_keeps(run, tmp_path, monkeypat
 def test_another_word_is_refused(run, tmp_path):
   config, _, _, mesh = run
   with pytest.raises(UserError, match="'large' is neither a whole number nor 'auto'"):
-    dry_step.resolve_batch_size(ConfigDict(config | {"batch_size": "large"}), tmp_path, mesh)
+    dry_step.resolve_batch_size(asking(config, "large"), tmp_path, mesh)

@@ -89,31 +89,32 @@ def test_attention_implementations_agree(causal):
 
   wanted = jax.grad(loss)((q, k, v), "plain")
   for gradient, expected in zip(jax.grad(loss)((q, k, v), "mapped"), wanted, strict=True):
-    np.testing.assert_allclose(gradient, expected, atol=2e-6)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=2e-6)
   with pytest.raises(UserError, match=r"fast.*unknown; available: auto, fused"):
     attend(q, k, v, implementation="fast")
 
 
-def test_remat_changes_memory_and_nothing_else(params):
+def test_remat_computes_blocks_again_and_changes_nothing(params):
   image = DRAW.normal(size=(4, 32, 32, 3)).astype(np.float32)
 
-  def compiled(remat):
+  def lowered(remat):
     model = CLIPSeg(CONFIG, remat=remat)
 
     def loss(vision):
       taps = model.apply({"params": params | {"vision": vision}}, image, method="encode_image")
       return sum((tap**2).sum() for tap in taps)
 
-    return jax.jit(jax.grad(loss)).lower(params["vision"]).compile()
+    return jax.jit(jax.grad(loss)).lower(params["vision"])
 
-  kept, again = compiled(False), compiled(True)
+  kept, again = lowered(False), lowered(True)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
-    again(params["vision"]),
-    kept(params["vision"]),
+    again.compile()(params["vision"]),
+    kept.compile()(params["vision"]),
   )
-  sizes = [program.memory_analysis().temp_size_in_bytes for program in (again, kept)]
-  assert sizes[0] < sizes[1]
+  # One barrier per block keeps the compiler from sharing the second computation with the first.
+  assert "optimization_barrier" not in kept.as_text()
+  assert again.as_text().count("optimization_barrier") == CONFIG.vision_layers
 
 
 DROPPING = CLIPSegConfig(**{**vars(CONFIG), "decoder_dropout": 0.1})
