@@ -124,6 +124,7 @@ def train_stream(config: ConfigDict, info: builder.DatasetInfo, prompts: PromptS
     prompts_per_picture=config.data.prompts_per_picture,
     negative_probability=config.prompts.negative_probability,
     seed=config.seed,
+    images=not config.cache_features,
     **_reading(config, prompts),
   )
 

@@ -232,7 +232,7 @@ class CachedStream:
   drawn from its `key`: resuming, devices and processes change nothing.
 
   Args:
-    stream: a `TrainStream`; its position is this stream's position.
+    stream: a `TrainStream` without images; its position is this stream's position.
     cache: of the split that the stream reads.
   """
 
@@ -245,7 +245,6 @@ class CachedStream:
 
   def __next__(self) -> dict:
     batch = dict(next(self._stream))
-    batch.pop("image", None)
     layout = self._cache.layout
     index = np.maximum(batch["index"], 0)  # Padding is -1; it is not valid, any taps will do.
     view = batch["key"][:, 1] % layout.views

@@ -124,6 +124,7 @@ def make_train_stream(
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int = 2,
+  images: bool = True,
 ) -> TrainStream:
   """Returns this process's share of the endless training stream.
 
@@ -147,6 +148,7 @@ def make_train_stream(
     batch_size: global, a multiple of `process_count`.
     max_corrupt: unreadable pictures that may be set aside before UserError, per process.
     num_threads: of this process, for decoding; 0: none, decode when asked.
+    images: off, batches come without `image`, whose decoding is most of the work.
 
   Raises:
     UserError: no such data or split, it is empty, or a number above is out of its range.
@@ -173,7 +175,7 @@ def make_train_stream(
     epoch, step = divmod(step, steps)
     slot = step * batch_size + process_index * local + place
     if slot >= n:
-      return rows.empty_train_row(prompts_per_picture, image_size, -1)
+      return rows.empty_train_row(prompts_per_picture, image_size, -1, images)
     index = order[epoch * n + slot]
     seeds = np.random.SeedSequence([seed, epoch, index])
     try:
@@ -184,10 +186,11 @@ def make_train_stream(
         slots=prompts_per_picture,
         negative_probability=negative_probability,
         image_size=image_size,
+        images=images,
       )
     except Unreadable as error:
       set_aside.add(index, error)
-      return rows.empty_train_row(prompts_per_picture, image_size, index)
+      return rows.empty_train_row(prompts_per_picture, image_size, index, images)
     return filled | {"key": seeds.generate_state(2), "index": np.int32(index)}
 
   return TrainStream(

@@ -22,11 +22,13 @@ def train_row(
   slots: int,
   negative_probability: float,
   image_size: int,
+  images: bool = True,
 ) -> Row:
   """Returns the picture with up to `slots` of its concepts, drawn, and a drawn prompt for each.
 
   With `negative_probability` one slot (a free one, or the last) asks for a concept that the
-  record says nothing of. Only the masks that are asked for are decoded.
+  record says nothing of. Only the masks that are asked for are decoded; without `images` no
+  picture is.
 
   Raises:
     Unreadable: naming the picture.
@@ -38,22 +40,23 @@ def train_row(
   draw, pick = rng.random(2)
   if unknown and draw < negative_probability:
     asked[min(len(asked), slots - 1) :] = [unknown[int(pick * len(unknown))]]
-  row = empty_train_row(slots, image_size, -1)
+  row = empty_train_row(slots, image_size, -1, images)
   for slot, concept in enumerate(asked[:slots]):
     if concept in known:
       content = record["masks"][known.index(concept)]
       row["mask"][slot] = fit_mask(_decode(load_mask, content, record), image_size)
     row["prompt"][slot] = rng.choice(prompts.of_concept(concept))
     row["valid"][slot] = True
-  image = _decode(load_image, record["image"], record, at_least=image_size)
-  row["image"] = fit_image(image, image_size)
+  if images:
+    image = _decode(load_image, record["image"], record, at_least=image_size)
+    row["image"] = fit_image(image, image_size)
   return row
 
 
-def empty_train_row(slots: int, image_size: int, index: int) -> Row:
+def empty_train_row(slots: int, image_size: int, index: int, images: bool = True) -> Row:
   """Returns a row of which nothing is valid."""
-  return {
-    "image": np.zeros((image_size, image_size, 3), np.uint8),
+  image = {"image": np.zeros((image_size, image_size, 3), np.uint8)} if images else {}
+  return image | {
     "mask": np.zeros((slots, image_size, image_size), np.uint8),
     "prompt": np.zeros(slots, np.int32),
     "valid": np.zeros(slots, bool),

@@ -191,8 +191,8 @@ def init_params(config: CLIPSegConfig, rng: Array) -> dict:
   # A fresh FiLM passes its input on: gamma is around 1, Perez et al. 2018.
   params["decoder/film/mul/bias"] = jnp.ones_like(params["decoder/film/mul/bias"])
   # Start from "foreground is rare" (RetinaNet's prior, Lin et al. 2017) instead of random masks: to
-  # unlearn those, training first makes the decoder deaf to its input and needs long to recover.
+  # unlearn those, training first makes the decoder deaf to its input and needs long to recover. The
+  # kernel keeps its size: a small one learns what a patch holds late (quickstart: IoU .38 for .59).
   last = "decoder/head/enlarge_1" if config.refined else "decoder/head/enlarge"
-  params[f"{last}/pixels/kernel"] *= 0.1
   params[f"{last}/bias"] += math.log(_FOREGROUND / (1 - _FOREGROUND))
   return unflatten_dict(params, sep="/")

@@ -85,6 +85,14 @@ def test_batches_have_the_documented_shapes(records):
   assert {name: (value.shape, value.dtype) for name, value in batch.items()} == expected
 
 
+def test_without_images_everything_else_is_the_same(records):
+  whole = take(train(records, negative_probability=0.5), 3)
+  for batch in whole:
+    del batch["image"]
+  broken = [entry | {"image": b""} for entry in records]  # Pictures are not even looked at.
+  assert_same(take(train(broken, negative_probability=0.5, images=False), 3), whole)
+
+
 def test_a_row_is_its_record_and_its_mask_is_of_its_prompt(records):
   for batch in take(train(records, prompts_per_picture=2), 3):
     for row in np.flatnonzero(batch["valid"].all(1)):

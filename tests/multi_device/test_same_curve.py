@@ -1,4 +1,4 @@
-"""1, 4 virtual devices and 2 processes: one training curve, up to the order of float32 sums.
+"""1, 4, 8 virtual devices and 2 processes: one training curve, up to the order of float32 sums.
 
 Measured over the tiny run's two epochs on CPU: losses differ by 1e-7 relative, metrics (counts of
 pixels) not at all; the bounds below leave room for other processors.
@@ -58,8 +58,9 @@ def alone(tmp_path_factory):
   return folder / "walls", folder / "run"
 
 
-def test_four_devices(alone, tmp_path):
-  finish(start(alone[0], tmp_path, devices=4))
+@pytest.mark.parametrize("devices", [4, 8])
+def test_several_devices(devices, alone, tmp_path):
+  finish(start(alone[0], tmp_path, devices=devices))
   assert_same_curve(alone[1], tmp_path)
 
 

@@ -12,4 +12,4 @@ if __name__ == "__main__":
   if cluster:
     port, processes, process = cluster
     jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
-  train_and_evaluate(tiny(data, eval__batch_size=4), workdir)
+  train_and_evaluate(tiny(data, batch_size=8, eval__batch_size=8), workdir)
