@@ -44,11 +44,11 @@ class Case(NamedTuple):
   peer: Side
 
 
-def _task(kind: str, size: int, **options) -> dict:
+def _task(kind: str, size: int, batch: int = 8, **options) -> dict:
   task = {
     "kind": kind,
     "size": size,
-    "batch": 8,
+    "batch": batch,
     "prompts": 1,
     "bfloat16": False,
     "compiled": False,
@@ -73,6 +73,12 @@ def make_cases() -> dict[str, Case]:
         "masks",
         Side("segflax", "jax_side.py", _task("predict", size, **four)),
         Side("torch", "torch_side.py", _task("predict", size, **four)),
+      )
+      one, two = (_task("predict", size, batch=1, prompts=q, **low) for q in (1, 2))
+      cases[f"predict2-{size}-{dtype}"] = Case(
+        "pictures",
+        Side("two prompts", "jax_side.py", two),
+        Side("one prompt", "jax_side.py", one),
       )
       two = _task("train", size, **low, prompts=2)
       cases[f"two_prompts-{size}-{dtype}"] = Case(

@@ -10,6 +10,7 @@ depends on: another data set, tower, size or augmentation has another folder.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -22,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8, UInt32
 
+from segflax.data.progress import progress
 from segflax.errors import UserError
 
-_SHARD_BYTES = 1 << 30
+_SHARD_BYTES = 1 << 28  # 120 pictures at 352 px full size: what an interrupted build loses at most
 _VERSION = 1
 
 
@@ -134,7 +136,8 @@ def build(
   batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
-  on_progress: Callable[[int, int], None] = lambda done, total: None,
+  label: str = "encoding",
+  after_batch: Callable[[], None] = lambda: None,
 ):
   """Computes the shards that are missing; an interrupted build goes on where it stood.
 
@@ -145,34 +148,36 @@ def build(
     load: record number -> picture at network size.
     encode: (pictures `[b h w 3]` uint8, keys `[b 2]` uint32) -> taps, each `[b n c]`, augmented as
       the keys say. Jitted; it always gets batch_size pictures.
-    on_progress: called with the pictures done and those to do, all views of each.
+    label: of the progress bar.
+    after_batch: called after each batch; may raise to stop, whole shards are kept.
   """
   # By number, not by position among the missing ones: processes may look at different moments.
   mine = [s for s in missing_shards(layout) if s % process_count == process_index]
-  total = sum(len(layout.rows_of(shard)) for shard in mine)
-  done = 0
+  if not mine:
+    return
+  pictures = iter(progress([i for s in mine for i in layout.rows_of(s)], label))
   for shard in mine:
     rows = layout.rows_of(shard)
     shape = (len(rows), layout.views, *layout.row)
     scratch = layout.path(shard).with_suffix(f".tmp{os.getpid()}")
     taps = np.memmap(scratch, np.uint16, "w+", shape=shape)  # the bits of bfloat16
     for first in range(0, len(rows), batch_size):
-      index = np.asarray(rows[first : first + batch_size])
-      pictures = np.stack([load(int(i)) for i in index])
+      index = np.asarray(list(itertools.islice(pictures, min(batch_size, len(rows) - first))))
+      images = np.stack([load(int(i)) for i in index])
       short = batch_size - len(index)  # Padded: one compiled program serves every batch.
-      pictures = np.pad(pictures, ((0, short), (0, 0), (0, 0), (0, 0)))
+      images = np.pad(images, ((0, short), (0, 0), (0, 0), (0, 0)))
       for view in range(layout.views):
         keys = view_keys(layout.seed, np.full(batch_size, view), np.pad(index, (0, short)))
-        encoded = [np.asarray(x, jnp.bfloat16) for x in encode(pictures, keys)]
+        encoded = [np.asarray(x, jnp.bfloat16) for x in encode(images, keys)]
         stacked = np.stack(encoded, axis=1)[: len(index)]  # [b taps n c]
         taps[first : first + len(index), view] = stacked.view(np.uint16)
-      done += len(index)
-      on_progress(done, total)
+      after_batch()
     checksums = np.array([[zlib.crc32(view) for view in row] for row in taps], np.uint32)
     taps.flush()
     del taps
     _replace(layout.checksums(shard), lambda path, c=checksums: path.write_bytes(c.tobytes()))
     scratch.replace(layout.path(shard))  # Last: a shard that is there is whole.
+  next(pictures, None)  # The bar ends.
 
 
 class FeatureCache:
@@ -257,6 +262,26 @@ class CachedStream:
 
   def set_state(self, state):
     self._stream.set_state(state)
+
+
+class CachedPass:
+  """The batches of an evaluation stream with `taps`, for a step that then leaves the tower out.
+
+  Args:
+    stream: an `EvalStream`.
+    cache: of the split that the stream reads; its first view is the picture as it is.
+  """
+
+  def __init__(self, stream, cache: FeatureCache):
+    self._stream, self._cache = stream, cache
+
+  def __len__(self) -> int:
+    return len(self._stream)
+
+  def __iter__(self) -> Iterator[dict]:
+    for batch in self._stream:
+      index = np.maximum(batch["index"], 0)  # Padding is -1, and not valid.
+      yield batch | {"taps": self._cache.taps(index, np.zeros_like(index))}
 
 
 def _replace(path: Path, write: Callable[[Path], object]):

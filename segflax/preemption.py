@@ -63,6 +63,15 @@ class PreemptionGuard:
     if self.poll():
       raise Interrupted
 
+  def check_alone(self):
+    """Raises Interrupted where a signal has reached this process, without asking the others.
+
+    For long work before the first step: there is no state yet that all must agree on.
+    """
+    if self.requested:
+      print("stopped before the first step; the same command goes on", flush=True)
+      raise Interrupted
+
   @functools.cached_property
   def _any(self) -> Callable[[bool], jax.Array]:
     """Function from this process's flag to any process's, computed on the devices."""

@@ -195,7 +195,7 @@ def make_eval_step(
     merged = lora.merge(merge_params(params, frozen))
     image = batch["image"]
     ask = jnp.broadcast_to(prompts, (len(image), len(prompts)))
-    taps = encode_pictures(model, merged, image)
+    taps = batch["taps"] if "taps" in batch else encode_pictures(model, merged, image)
     condition = _look_up(model, merged, table, ask)
     logits = model.apply({"params": merged}, taps, condition, image.shape[1:3], method="decode")
     probability = jax.nn.sigmoid(logits)

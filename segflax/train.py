@@ -68,7 +68,9 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
     trained, frozen = split_params(params, pattern)
     tokens = processor.tokenize(prompts.prompts)
     if config.cache_features:
-      stream = build.cached_stream(config, info, stream, model, trained, frozen)
+      stream, split.stream = build.cached_streams(
+        config, info, stream, split.stream, model, trained, frozen, after_batch=guard.check_alone
+      )
     table = steps.prompt_table(model, params, tokens, text_is_frozen="text" not in trained)
 
     # ---- Optimizer, state, steps -----------------------------------------------------------------

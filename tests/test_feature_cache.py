@@ -135,6 +135,13 @@ def test_a_resumed_stream_goes_on_with_the_same_batches(cache):
     jax.tree.map(np.testing.assert_array_equal, batch, next(again))
 
 
+def test_a_pass_brings_each_picture_its_first_view(cache):
+  batches = [{"index": np.array([3, 0])}, {"index": np.array([10, -1])}]
+  for batch, given in zip(feature_cache.CachedPass(batches, cache), batches, strict=True):
+    expected = cache.taps(np.maximum(given["index"], 0), np.zeros(2, int))
+    jax.tree.map(np.testing.assert_array_equal, batch, given | {"taps": expected})
+
+
 def test_training_from_the_cache_is_training_to_the_stated_tolerance(cache):
   """Ten updates of the decoder, once from pictures and once from the cache."""
   condition = jax.random.normal(jax.random.key(1), (4, 1, CONFIG.projection_dim))
@@ -173,12 +180,14 @@ def test_a_build_goes_on_where_it_was_interrupted(tmp_path):
   class Stop(Exception):
     pass
 
-  def interrupt(done, total):
-    if done > 6:
+  batches = iter(range(3))  # The first shard takes two, of three pictures and of one.
+
+  def interrupt():
+    if next(batches) == 2:
       raise Stop
 
   with pytest.raises(Stop):
-    build(plan, on_progress=interrupt)
+    build(plan, after_batch=interrupt)
   assert feature_cache.missing_shards(plan) == [1, 2]
   with pytest.raises(UserError, match="lacks 2 of 3 shards"):
     feature_cache.FeatureCache(plan)

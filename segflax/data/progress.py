@@ -42,7 +42,8 @@ def progress(
 def _show(stream: TextIO, label: str, done: int, total: int, seconds: float, moving: bool):
   filled = _WIDTH * done // max(total, 1)
   rate = done / max(seconds, 1e-9)
-  text = f"{label} [{'#' * filled}{'.' * (_WIDTH - filled)}] {done}/{total}, {rate:.0f}/s"
+  text = f"{label} [{'#' * filled}{'.' * (_WIDTH - filled)}] {done}/{total}, "
+  text += f"{rate:.0f}/s" if rate >= 10 else f"{rate:.2f}/s"
   if 0 < done < total:
     text += f", {(total - done) / rate:.0f} s left"
   stream.write(f"\r{text}\x1b[K" if moving else f"{text}\n")

@@ -113,8 +113,8 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(
 def test_a_longer_run_goes_on_and_a_changed_one_is_refused(walls, tmp_path):
   config = tiny(walls, epochs=1, schedule__name="constant")
   train_and_evaluate(config, tmp_path)
-  config.lr = 1.0
-  with pytest.raises(UserError, match=r"lr: 0.002 -> 1.0"):
+  was, config.lr = config.lr, 1.0
+  with pytest.raises(UserError, match=rf"lr: {was} -> 1\.0"):
     train_and_evaluate(config, tmp_path)
   with pytest.raises(UserError, match=r"epochs: 1 -> 2"):  # a cosine would be another curve
     train_and_evaluate(tiny(walls, epochs=2), tmp_path)
