@@ -91,7 +91,8 @@ def get_config() -> ConfigDict:
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.999
   c.optimizer.eps = 1e-8
-  c.optimizer.rates = ConfigDict()  # regular expression over parameter paths -> factor on lr
+  # Pairs of a regular expression over parameter paths and a factor on lr: (("vision/.*", 0.1),)
+  c.optimizer.rates = ()
   # Augmented views per picture whose taps are kept below data_dir (bfloat16), so that a frozen
   # tower runs once per view and not once per epoch; 0: off.
   c.cache_features = 0
@@ -106,7 +107,8 @@ def get_config() -> ConfigDict:
   c.schedule.warmup_epochs = 0.0
   c.schedule.final_fraction = 0.0  # of lr, at the cosine's end
 
-  c.plateau = ConfigDict()  # ReduceLROnPlateau on validation loss, torch's names
+  c.plateau = ConfigDict()  # ReduceLROnPlateau, torch's names
+  c.plateau.metric = "val_loss"  # what stands still; val_iou and others go with mode "max"
   c.plateau.mode = "min"
   c.plateau.factor = 0.5
   c.plateau.patience = 5
@@ -125,6 +127,10 @@ def get_config() -> ConfigDict:
   c.log = ConfigDict()
   c.log.every_steps = 100  # how often the loop looks at the devices' state
   c.log.panels = 4  # validation pictures shown in TensorBoard
+
+  # Seconds after which a process of several whose loop stands still (another one hangs, say) ends
+  # with an error; 0: never. Longer than an epoch's slowest step, evaluation pass or save.
+  c.hang_seconds = 1800
 
   c.profile_steps = 0  # steps traced for TensorBoard's profile page, a session's third on; 0: none
 

@@ -1,36 +1,29 @@
 """From a config to the objects of a run: data set, prompts, model, parameters, processor."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from segflax import feature_cache, lora, losses, optimizer, steps
-from segflax.data import builder, pipeline, synthetic
-from segflax.data.augment import AugmentConfig, augment
-from segflax.data.decode import load_image
-from segflax.data.pipeline import EvalStream, TrainStream
+from segflax import lora, losses, optimizer, steps, walls
+from segflax.data import builder, pipeline
+from segflax.data.augment import AugmentConfig
 from segflax.data.prompts import PromptSet
-from segflax.data.resize import fit_image
 from segflax.errors import UserError
 from segflax.evaluate import EvalSplit
-from segflax.feature_cache import CachedPass, CachedStream, FeatureCache
 from segflax.models import pretrained
-from segflax.models.clipseg import CLIPSeg, CLIPSegConfig, encode_pictures, init_params
+from segflax.models.clip_vision import check_image_size
+from segflax.models.clipseg import CLIPSeg, CLIPSegConfig, init_params
 from segflax.models.processor import Processor
-from segflax.train_state import identity
+from segflax.plateau import Plateau
 from segflax.trainable import trainable_regex
 
-WALLS = "generated walls"
 PRESETS = {
   "rd64-refined": CLIPSegConfig.rd64_refined,
   "rd64": CLIPSegConfig.rd64,
@@ -54,7 +47,7 @@ def open_dataset(config: ConfigDict) -> builder.DatasetInfo:
     UserError: there is no data set, or it has no training or validation pictures.
   """
   if config.synthetic.train_pictures:
-    _ensure_walls(config)
+    walls.ensure(config)
   info = builder.load_info(config.data_dir)
   for split in (config.data.train_split, config.data.val_split):
     if split not in info.splits:
@@ -65,37 +58,13 @@ def open_dataset(config: ConfigDict) -> builder.DatasetInfo:
   return info
 
 
-def _ensure_walls(config: ConfigDict):
-  """Writes the generated walls to data_dir unless these very walls are there already."""
-  wanted = config.synthetic.to_dict()
-  if (Path(config.data_dir) / builder.NAME).exists():
-    sources = builder.load_info(config.data_dir).sources
-    if sources == {WALLS: wanted}:
-      return
-    raise UserError(
-      f"data_dir {config.data_dir} holds other data than config.synthetic asks for ({wanted}); "
-      "name another data_dir, or remove this one"
-    )
-  # Every split has a seed of its own: no wall stands in two of them.
-  names = (config.data.train_split, config.data.val_split, "test")
-  sizes = (wanted["train_pictures"], wanted["val_pictures"], wanted["test_pictures"])
-  splits = {
-    name: synthetic.generate_walls(n, wanted["size"], 3 * wanted["seed"] + i)
-    for i, (name, n) in enumerate(zip(names, sizes, strict=True))
-  }
-  if jax.process_index() == 0:
-    metadata = {"sources": {WALLS: wanted}, "licenses": ["generated, free of rights"]}
-    builder.write_dataset(config.data_dir, splits, synthetic.CONCEPTS, metadata)
-  multihost_utils.sync_global_devices("walls written")
-
-
 def make_prompts(config: ConfigDict, info: builder.DatasetInfo) -> PromptSet:
   """Returns the table of every prompt that training and evaluation use."""
   return PromptSet.create(info.concepts, config.prompts.synonyms, config.prompts.templates)
 
 
 def make_model(config: ConfigDict) -> Model:
-  """Loads the pretrained model that the config names, or makes a fresh one.
+  """Loads the pretrained model that the config names, or makes a fresh one; adds LoRA's factors.
 
   Raises:
     UserError: unknown preset, weights that do not fit, image_size not a multiple of the patch.
@@ -108,9 +77,19 @@ def make_model(config: ConfigDict) -> Model:
     architecture, processor = _fresh(config)
     params = None
   architecture = dataclasses.replace(architecture, decoder_dropout=config.model.decoder_dropout)
-  check_image_size(config.image_size, architecture.patch_size)
+  # Pictures are prepared for use as they were for training, whatever size the weights came with.
+  processor = dataclasses.replace(processor, image_size=config.image_size)
+  check_image_size(config.image_size, config.image_size, architecture.patch_size)
   if params is None:
-    params = jax.device_get(init_params(architecture, jax.random.key(config.seed)))
+    params = init_params(architecture, jax.random.key(config.seed))
+  if config.lora.rank:
+    params = lora.add(
+      params,
+      jax.random.key(config.seed),
+      rank=config.lora.rank,
+      alpha=config.lora.alpha or None,
+    )
+  params = jax.device_get(params)
   module = CLIPSeg(architecture, dtype=dtype, attention=config.model.attention, remat=config.remat)
   return Model(module, params, processor)
 
@@ -129,99 +108,6 @@ def train_stream(config: ConfigDict, info: builder.DatasetInfo, prompts: PromptS
   )
 
 
-def cached_streams(
-  config: ConfigDict,
-  info: builder.DatasetInfo,
-  stream: TrainStream,
-  evaluation: EvalStream,
-  model: CLIPSeg,
-  trained: dict,
-  frozen: dict,
-  *,
-  after_batch: Callable[[], None],
-) -> tuple[CachedStream, CachedPass]:
-  """Returns both streams with the frozen tower's taps; makes what is missing of them.
-
-  Args:
-    after_batch: called after each batch was encoded; may raise, and what is whole is kept.
-
-  Raises:
-    UserError: the vision tower is trained, so that its taps change with every step; or a picture
-      cannot be read.
-  """
-  if "vision" in trained:
-    raise UserError(
-      f"cache_features {config.cache_features} needs a frozen vision tower, but trainable "
-      f"{config.trainable!r} changes it; use trainable decoder, or cache_features 0"
-    )
-  # The module declares logit_scale whatever is asked of it.
-  tower = {name: frozen[name] for name in ("vision", "logit_scale")}
-  of = functools.partial(_feature_cache, config, info, model, tower, after_batch)
-  augmentation = AugmentConfig(**config.augment)
-  train = of(config.data.train_split, config.cache_features, augmentation, config.image_size)
-  val = of(config.data.val_split, 1, AugmentConfig(), 0)
-  return CachedStream(stream, train), CachedPass(evaluation, val)
-
-
-def _feature_cache(
-  config: ConfigDict,
-  info: builder.DatasetInfo,
-  model: CLIPSeg,
-  tower: dict,
-  after_batch: Callable[[], None],
-  split: str,
-  views: int,
-  augmentation: AugmentConfig,
-  at_least: int,
-) -> FeatureCache:
-  """Returns the tower's taps of every picture of a split, in so many augmented views.
-
-  `at_least` (of `load_image`) is what the split's stream decodes with.
-  """
-  architecture = model.config
-  records = builder.open_split(info.path, split)
-  patches = (config.image_size // architecture.patch_size) ** 2
-  layout = feature_cache.make_layout(
-    Path(config.data_dir) / "features",
-    content=f"{info.content_sha256} {split}",
-    weights=identity(tower),
-    pictures=len(records),
-    views=views,
-    row=(len(architecture.taps), 1 + patches, architecture.vision_width),
-    seed=config.seed,
-    settings={
-      "image_size": config.image_size,
-      "dtype": str(jnp.dtype(model.dtype)),
-      "augment": dataclasses.asdict(augmentation),
-    },
-  )
-  no_mask = jnp.zeros((1, config.image_size, config.image_size))
-
-  @jax.jit
-  def encode(params, pictures, keys):
-    change = jax.vmap(lambda key, image: augment(key, image, no_mask, augmentation)[0])
-    return encode_pictures(model, params, 255 * change(keys, pictures))
-
-  def load(index: int) -> np.ndarray:
-    record = records[index]
-    picture = load_image(record["image"], name=record["image_id"], at_least=at_least)
-    return np.asarray(fit_image(picture, config.image_size))
-
-  held = jax.device_put(cast_frozen(config, tower))
-  feature_cache.build(
-    layout,
-    load,
-    functools.partial(encode, held),
-    batch_size=config.batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    label=f"encoding {split}",
-    after_batch=after_batch,
-  )
-  multihost_utils.sync_global_devices(f"features of {split} cached")
-  return FeatureCache(layout)
-
-
 def eval_split(
   config: ConfigDict, info: builder.DatasetInfo, prompts: PromptSet, split: str, batch_size: int
 ) -> EvalSplit:
@@ -234,17 +120,6 @@ def eval_split(
     threshold=config.eval.threshold,
     num_panels=config.log.panels,
   )
-
-
-def add_lora(config: ConfigDict, params: dict) -> dict:
-  """Returns the parameters with low-rank factors beside the vision tower's attention kernels."""
-  factors = lora.add(
-    params,
-    jax.random.key(config.seed),
-    rank=config.lora.rank,
-    alpha=config.lora.alpha or None,
-  )
-  return jax.device_get(factors)
 
 
 def train_image_id(config: ConfigDict, info: builder.DatasetInfo) -> Callable[[int], str]:
@@ -286,11 +161,18 @@ def make_optimizer(config: ConfigDict, params: dict, steps_per_epoch: int):
     schedule,
     weight_decay=config.optimizer.weight_decay,
     gradient_clip=config.gradient_clip,
-    rates=config.optimizer.rates.to_dict(),
+    rates=dict(config.optimizer.rates),
     b1=config.optimizer.b1,
     b2=config.optimizer.b2,
     eps=config.optimizer.eps,
   )
+
+
+def make_plateau(config: ConfigDict) -> Plateau:
+  """Returns the schedule that reduces the rate while `plateau.metric` stands still."""
+  options = config.plateau.to_dict()
+  del options["metric"]
+  return Plateau(config.lr, **options)
 
 
 def make_train_step(
@@ -309,15 +191,6 @@ def make_train_step(
   )
 
 
-def check_image_size(image_size: int, patch_size: int):
-  """Raises UserError unless the patch divides the picture's side."""
-  if image_size < patch_size or image_size % patch_size:
-    raise UserError(
-      f"image_size {image_size} is not a multiple of patch_size {patch_size}; "
-      f"use {max(1, round(image_size / patch_size)) * patch_size}"
-    )
-
-
 def trainable_pattern(config: ConfigDict, architecture: CLIPSegConfig) -> str:
   """Returns the regular expression that `trainable` names; `auto`: a fresh model trains all."""
   name = config.trainable
@@ -333,7 +206,7 @@ def _fresh(config: ConfigDict) -> tuple[CLIPSegConfig, Processor]:
       f"model.preset {config.model.preset!r} is unknown; available: {', '.join(PRESETS)}"
     )
   preset = PRESETS[config.model.preset]()
-  check_image_size(config.image_size, preset.patch_size)
+  check_image_size(config.image_size, config.image_size, preset.patch_size)
   processor = Processor.byte_level(image_size=config.image_size)
   tokenizer = processor.tokenizer
   return dataclasses.replace(

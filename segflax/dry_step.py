@@ -96,8 +96,6 @@ def resolve_batch_size(config: ConfigDict, workdir: Path, mesh: Mesh) -> ConfigD
   if before := config_lib.load(workdir):
     return _with_batch_size(config, before["batch_size"])
   model, params, _ = build.make_model(config)
-  if config.lora.rank:
-    params = build.add_lora(config, params)
   info = build.open_dataset(config)
   pictures = len(builder.open_split(info.path, config.data.train_split))
   fitting = fitting_batch_size(config, model, params, mesh, most=pictures)

@@ -1,6 +1,6 @@
 """One pass over a split: every picture exactly once, every prompt on one encoding of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -56,9 +56,9 @@ class EvalSplit:
     self.stream, self.prompts, self.threshold = stream, prompts, threshold
     self.prompt_ids = np.arange(len(prompts.prompts)) if every_synonym else prompts.canonical
     self.concept_of = prompts.concept_of[self.prompt_ids]
-    every = [records[i] for i in range(len(records))]
-    self.image_ids = [record["image_id"] for record in every]
-    self.sources = [record["source"] for record in every]
+    every = (records[i] for i in range(len(records)))  # One at a time: they hold the pictures.
+    names = [(record["image_id"], record["source"]) for record in every]
+    self.image_ids, self.sources = map(list, zip(*names, strict=True))
     spread = np.linspace(0, len(records) - 1, num=min(num_panels, len(records)))
     self.panel_indices = frozenset(np.rint(spread).astype(int).tolist())
 
@@ -89,18 +89,15 @@ def evaluate(
   split: EvalSplit,
   mesh: Mesh,
   *,
-  batches: Iterable[dict[str, np.ndarray]] | None = None,
   after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
   """Runs `eval_step(params, *constants, batch)` over the split.
 
   Args:
-    batches: those of `split.stream`, wrapped (in a progress bar, say).
     after_batch: called after each batch was handed to the devices; may raise to stop the pass.
   """
   collected, panels = [], []
-  batches = split.stream if batches is None else batches
-  for host, batch in prefetch(batches, lambda host: (host, shard_batch(host, mesh))):
+  for host, batch in prefetch(split.stream, lambda host: (host, shard_batch(host, mesh))):
     rows, probability = eval_step(params, *constants, batch)
     collected.append(rows)
     wanted = [
@@ -116,7 +113,9 @@ def evaluate(
   collected = jax.device_get(collected)
   found = {name: np.concatenate([rows[name] for rows in collected]) for name in collected[0]}
   found = {name: values[found["valid"]] for name, values in found.items()}
-  loss = metrics.mean(np.where(found["known"], found["loss"], np.nan))
+  losses = found["loss"][found["known"]]
+  # Not metrics.mean: it passes over NaN, and a loss that is NaN on one picture must be seen.
+  loss = float(losses.mean()) if losses.size else float("nan")
   return Evaluation(split.rows(found), loss, panels)
 
 

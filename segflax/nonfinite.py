@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from segflax.errors import UserError
-from segflax.train_state import NonFinite
+from segflax.train_state import RECENT, NonFinite
 
 _REMEMBERED = 10_000  # steps whose pictures are remembered; checks come far more often
 _SHOWN = 4
@@ -19,7 +19,7 @@ class NonFiniteWatch:
   """Names the pictures of skipped updates, and ends a run that has skipped too many in a row.
 
   Args:
-    workdir: takes nonfinite.jsonl, one line per check that found skipped updates.
+    workdir: takes nonfinite.jsonl, a line per skipped update (the latest 32 of each check).
     image_id: record number -> name of the training picture.
     start: the state that training begins or goes on with.
   """
@@ -40,18 +40,22 @@ class NonFiniteWatch:
       UserError: more updates in a row were not finite than the config allows.
     """
     found = jax.device_get(state)
-    new, self._total = int(found.total) - self._total, int(found.total)
-    if not new:
-      return
-    step = int(found.last_step)
-    records = next((index for seen, index in self._recent if seen == step), ())
-    pictures = [self._image_id(int(i)) for i in records if i >= 0]
-    line = {"step": step, "skipped": new, "skipped_in_all": self._total, "pictures": pictures}
-    with self._path.open("a") as file:
-      file.write(json.dumps(line) + "\n")
+    total = int(found.total)
+    for number in range(max(self._total, total - RECENT), total):
+      step = int(found.recent[number % RECENT])
+      line = {"step": step, "skipped_in_all": number + 1, "pictures": self._pictures(step)}
+      with self._path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    self._total = total
     if found.halted:
+      step = int(found.recent[(total - 1) % RECENT])
       raise UserError(
         f"the loss or its gradient was not finite in {int(found.streak)} updates in a row, the "
-        f"last at step {step}, on {', '.join(pictures[:_SHOWN])}, … (all in {self._path}); no "
-        "update was made from them: lower lr, look at the pictures, or raise max_nonfinite"
+        f"last at step {step}, on {', '.join(self._pictures(step)[:_SHOWN])}, … (all in "
+        f"{self._path}); no update was made from them: look at the pictures, raise max_nonfinite, "
+        "or lower lr in a new workdir with --config.resume to start from this one's checkpoint"
       )
+
+  def _pictures(self, step: int) -> list[str]:
+    records = next((index for seen, index in self._recent if seen == step), ())
+    return [self._image_id(int(i)) for i in records if i >= 0]

@@ -1,5 +1,6 @@
 """What a run leaves for people and programs besides its checkpoints."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,16 @@ class Outputs:
     """Starts and ends the trace that TensorBoard's profile page shows."""
     if self._profile is not None:
       self._profile(step)
+
+  def take_over(self, run: Path):
+    """Copies what another run, whose history is gone on with, has left of its best epoch."""
+    if not self.enabled:
+      return
+    for name in ("best_model", runs.OVERLAYS):
+      if (run / name).is_dir():
+        shutil.copytree(run / name, self.workdir / name, dirs_exist_ok=True)
+    if (run / summary.VAL_ROWS).exists():
+      shutil.copy2(run / summary.VAL_ROWS, self.workdir / summary.VAL_ROWS)
 
   def record(self, history: list[dict], evaluation: Evaluation, split: EvalSplit):
     """Writes what one epoch's training and evaluation gave; `history[-1]` is its row."""
@@ -132,14 +143,29 @@ def console_line(row: dict, epochs: int, stopping: str, images_per_second: float
   )
 
 
-def prompt_lines(row: dict) -> list[str]:
+def prompt_lines(row: dict) -> str:
   """Returns one line per prompt: how good, and how far it obeys."""
   width = max(map(len, row["val_prompts"]))
-  return [
+  return "\n".join(
     f"  {prompt:<{width}}  IoU {values['iou']:.4f}  Dice {values['dice']:.4f}  "
     f"on the other concept's truth {values['wrong_prompt_iou']:.4f}"
     for prompt, values in row["val_prompts"].items()
+  )
+
+
+def ending(history: list[dict], content: dict) -> str:
+  """Returns the run's last words: why it ended, its best epoch per prompt, and where time went."""
+  speed = content["speed"]
+  lines = [
+    f"ended: {content['stopped']}; {content['timings']['total']:.0f} s, "
+    f"{speed['training_share']:.0%} of them training steps, "
+    f"{speed['images_per_second']:.1f} images/s"
   ]
+  best = summary.best_of(history, "val_iou")
+  if best is not None:
+    row = next(row for row in history if row["epoch"] == best["epoch"])
+    lines += [f"best_model is that of epoch {best['epoch']}:", prompt_lines(row)]
+  return "\n".join(lines)
 
 
 def draw(panel: Panel, split: EvalSplit) -> np.ndarray:

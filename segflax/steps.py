@@ -17,7 +17,7 @@ from segflax import counts, lora
 from segflax.data.augment import AugmentConfig, augment
 from segflax.models.clipseg import CLIPSeg, encode_pictures
 from segflax.sharding import AXIS
-from segflax.train_state import EpochSums, NonFinite, TrainState, merge_params
+from segflax.train_state import RECENT, EpochSums, NonFinite, TrainState, merge_params
 
 
 def _per_device(body: Callable, mesh: Mesh, in_specs, out_specs, **jit_options) -> Callable:
@@ -109,15 +109,16 @@ def make_train_step(
 
   def body(state: TrainState, frozen, table, batch):
     pairs = jax.lax.psum(batch["valid"].sum().astype(jnp.float32), AXIS)
+    some = jnp.maximum(pairs, 1)  # A batch may hold nothing valid: padding and a corrupt picture.
     grad_fn = jax.value_and_grad(loss_sum)
     if accumulate == 1:
-      loss, grads = grad_fn(state.params, frozen, table, batch, pairs)
+      loss, grads = grad_fn(state.params, frozen, table, batch, some)
     else:
       pieces = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
       zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
 
       def add(total, piece):
-        new = grad_fn(state.params, frozen, table, piece, pairs)
+        new = grad_fn(state.params, frozen, table, piece, some)
         return jax.tree.map(jnp.add, total, new), None
 
       (loss, grads), _ = jax.lax.scan(add, zeros, pieces)
@@ -126,7 +127,7 @@ def make_train_step(
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     nonfinite = _count_nonfinite(state, finite, max_nonfinite)
-    apply = finite & ~nonfinite.halted
+    apply = finite & ~nonfinite.halted & (pairs > 0)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     # AdamW's update is linear in its rate: scaling it is the plateau's "reduce the rate".
@@ -157,7 +158,7 @@ def _count_nonfinite(state: TrainState, finite: jax.Array, limit: int) -> NonFin
   now = NonFinite(
     streak=streak,
     total=was.total + ~finite,
-    last_step=jnp.where(finite, was.last_step, state.step),
+    recent=jnp.where(finite, was.recent, was.recent.at[was.total % RECENT].set(state.step)),
     halted=streak > limit,
   )
   return jax.tree.map(lambda old, new: jnp.where(was.halted, old, new), was, now)

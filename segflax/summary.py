@@ -115,6 +115,7 @@ def make_summary(
   training_args: dict,
   stopped: str,
   timings: dict[str, float],
+  speed: dict[str, float],
   environment: dict[str, str],
 ) -> dict:
   """Makes the content of training_summary.json: the origin's format, and more.
@@ -125,11 +126,12 @@ def make_summary(
     training_args: the resolved config.
     stopped: why training ended, for example "early stopping" or "all epochs".
     timings: seconds by name.
+    speed: images per second, share of training.
     environment: versions, platform, git revision.
 
   Returns:
     The origin's fields (best_metrics, final_metrics, total_epochs, training_args, best_val_iou,
-    best_val_dice), then definitions, stopped, timings and environment.
+    best_val_dice), then definitions, stopped, timings, speed, environment.
   """
   final = dict(history[-1]) if history else {}
   scalars = lambda name: name.startswith(("val_", "train_"))  # noqa: E731
@@ -148,6 +150,7 @@ def make_summary(
     "definitions": {n: DEFINITIONS[n[4:]] for n in best if n[4:] in DEFINITIONS},
     "stopped": stopped,
     "timings": timings,
+    "speed": speed,
     "environment": environment,
   }
 
@@ -157,6 +160,11 @@ def write_summary(workdir: Path, summary: dict) -> Path:
   path = Path(workdir) / SUMMARY
   write_json(path, summary)
   return path
+
+
+def ended_with(workdir: Path, epochs: int) -> bool:
+  """Whether the workdir's summary is of so many epochs, not of a run that was then prolonged."""
+  return (Path(workdir) / SUMMARY).exists() and read_summary(workdir)["total_epochs"] == epochs
 
 
 def read_summary(workdir: Path) -> dict:

@@ -47,3 +47,20 @@ class Timings:
       name: round(value, 3)
       for name, value in {**self.seconds, "other": other, "total": total}.items()
     }
+
+  def speed(self, pictures: int) -> dict[str, float]:
+    """Returns what the times say of the run.
+
+    Args:
+      pictures: trained on, repetitions counted.
+
+    Returns:
+      `images_per_second` of training, its waits for data included; `training_share`: of the time
+      since the start, what was training steps.
+    """
+    seconds = self.summary()
+    training = self.seconds["train"] + self.seconds["data_wait"]
+    return {
+      "images_per_second": round(pictures / max(training, 1e-9), 3),
+      "training_share": round(self.seconds["train"] / max(seconds["total"], 1e-9), 4),
+    }

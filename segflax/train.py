@@ -11,16 +11,18 @@ from ml_collections import ConfigDict
 
 from segflax import build, lora, losses, outputs, sharding, steps, summary
 from segflax import config as config_lib
+from segflax.cached_streams import cached_streams
 from segflax.checkpoint import Checkpoints, restore_from
 from segflax.data.progress import progress
 from segflax.dry_step import resolve_batch_size
 from segflax.evaluate import evaluate
 from segflax.nonfinite import NonFiniteWatch
 from segflax.outputs import Outputs
-from segflax.plateau import EarlyStopping, Plateau
+from segflax.plateau import EarlyStopping
 from segflax.preemption import Interrupted, PreemptionGuard
 from segflax.timings import Timings
 from segflax.train_state import EpochSums, TrainState, identity, merge_params, split_params
+from segflax.watchdog import Watchdog
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
@@ -49,6 +51,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
     workdir = build.workdir_path(workdir)
     mesh = sharding.make_mesh()
     config = resolve_batch_size(config, workdir, mesh)
+    config_lib.check(config, mesh.size)
     changes = config_lib.check_resume(config, workdir)
     eval_batch_size = config.eval.batch_size or config.batch_size
     for size in (config.batch_size, eval_batch_size):
@@ -62,20 +65,18 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
 
     # ---- Model: what is trained, what is frozen --------------------------------------------------
     model, params, processor = build.make_model(config)
-    if config.lora.rank:
-      params = build.add_lora(config, params)
     pattern = build.trainable_pattern(config, model.config)
     trained, frozen = split_params(params, pattern)
     tokens = processor.tokenize(prompts.prompts)
     if config.cache_features:
-      stream, split.stream = build.cached_streams(
+      stream, split.stream = cached_streams(
         config, info, stream, split.stream, model, trained, frozen, after_batch=guard.check_alone
       )
     table = steps.prompt_table(model, params, tokens, text_is_frozen="text" not in trained)
 
     # ---- Optimizer, state, steps -----------------------------------------------------------------
     schedule, tx = build.make_optimizer(config, trained, stream.steps_per_epoch)
-    plateau = Plateau(config.lr, **config.plateau)
+    plateau = build.make_plateau(config)
     stopping = EarlyStopping(config.early_stopping_patience, config.early_stopping_min_delta)
     state = TrainState.create(trained, tx, ema=config.ema_decay > 0)
     constants = (build.cast_frozen(config, frozen), table)
@@ -105,9 +106,13 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
       frozen=frozen_identity,
     )
     restored = checkpoints.restore(state)
+    taken_over = None
     if restored is None and config.resume:
-      changes += config_lib.check_resume(config, config_lib.run_of(config.resume))
-      restored = restore_from(config.resume, state, frozen=frozen_identity)
+      taken_over = config_lib.run_of(config.resume)
+      changes += config_lib.changes(config, taken_over).values()
+      restored = restore_from(
+        config.resume, state, frozen=frozen_identity, strict=config.checkpoint.strict
+      )
     step, epoch, history = 0, 0, []  # epoch: completed ones, trained and evaluated
     if restored is not None:
       step, state = restored.step, restored.state
@@ -123,12 +128,15 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
       profile_steps=config.profile_steps,
     )
     for change in changes:
-      output.say(f"changed since the run began: {change}")
-    if _ended(config, epoch, stopping) and (workdir / summary.SUMMARY).exists():
+      output.say(f"changed: {change}")
+    if taken_over:
+      output.take_over(taken_over)
+    if _ended(config, epoch, stopping) and summary.ended_with(workdir, epoch):
       output.say(f"{workdir} is finished: {_ended(config, epoch, stopping)}; nothing to do")
       output.close()
       return summary.read_summary(workdir)
-    config_lib.save(config, workdir)
+    if output.enabled:
+      config_lib.save(config, workdir)
     output.say(
       f"{workdir}: {how_many} train on "
       f"{stream.num_examples} pictures, {stream.steps_per_epoch} steps an epoch, {mesh.size} x "
@@ -139,6 +147,8 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
   def save(**end_of_epoch):
     """Starts to save everything this function would need to go on from here."""
     with timings("save"):
+      watch.check(state.nonfinite)  # A run that must end does not go on from here.
+      output.writer.flush()  # TensorBoard has what the checkpoint says was written.
       remembered = {
         "epoch": epoch,
         "history": history,
@@ -157,6 +167,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
     output.save_model(name, model, joined, processor, card, row["thresholds"])
 
   watch = NonFiniteWatch(workdir, build.train_image_id(config, info), state.nonfinite)
+  watchdog = Watchdog(config.hang_seconds if jax.process_count() > 1 else 0)
   try:
     # ---- Compile -------------------------------------------------------------------------------
     with timings("compile"):
@@ -169,6 +180,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
       example = put(next(iter(split.stream)))
       eval_step = eval_step.lower(_judged(state), *constants, example).compile()
       guard.check()
+    watchdog.beat()
 
     while not _ended(config, epoch, stopping):
       # ---- Train: one epoch --------------------------------------------------------------------
@@ -182,6 +194,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
           watch.saw(step, index)
           step += 1
           output.after_step(step)
+          watchdog.beat()
           if step % config.log.every_steps == 0:
             watch.check(state.nonfinite)
           if config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0:
@@ -195,13 +208,14 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
         evaluation = evaluate(
           eval_step, _judged(state), constants, split, mesh, after_batch=guard.check
         )
+        watchdog.beat()
 
       # ---- Decide: rate, end, best -------------------------------------------------------------
       epoch += 1
       rate = float(schedule(step - 1)) * plateau.scale
       row = outputs.epoch_row(epoch, step, rate, jax.device_get(state.sums), evaluation)
       history.append(row)
-      plateau.update(row["val_loss"])
+      plateau.update(row[config.plateau.metric])
       stopping.update(row["val_iou"])
       fresh = sharding.replicate((EpochSums.zeros(), jnp.float32(plateau.scale)), mesh)
       state = state.replace(sums=fresh[0], lr_scale=fresh[1])
@@ -211,6 +225,8 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
       output.record(history, evaluation, split)
       output.writer.write_scalars(step, {"images_per_second": images_per_second})
       output.say(outputs.console_line(row, config.epochs, str(stopping), images_per_second))
+      if config.eval_per_prompt:
+        output.say(outputs.prompt_lines(row))
       with timings("save"):
         if summary.best_of(history, "val_iou") == {"value": row["val_iou"], "epoch": epoch}:
           output.save_judgement(evaluation, split)
@@ -223,23 +239,25 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
       checkpoints.wait()
       if history:
         save_model("final_model", history[-1])
+    content = summary.make_summary(
+      history,
+      training_args=config.to_dict(),
+      stopped=_ended(config, epoch, stopping),
+      timings=timings.summary(),
+      speed=timings.speed(pictures=epoch * stream.num_examples),
+      environment=config_lib.environment(),
+    )
+    output.finish(content, config.to_dict())
+    output.say(outputs.ending(history, content))
+    return content
   except Interrupted:
     save()
     checkpoints.wait()
-    output.close()
     output.say(f"saved step {step}; resume with the same command")
     raise
-
-  content = summary.make_summary(
-    history,
-    training_args=config.to_dict(),
-    stopped=_ended(config, epoch, stopping),
-    timings=timings.summary(),
-    environment=config_lib.environment(),
-  )
-  output.finish(content, config.to_dict())
-  output.close()
-  return content
+  finally:
+    watchdog.close()
+    output.close()
 
 
 def _ended(config: ConfigDict, epoch: int, stopping: EarlyStopping) -> str:

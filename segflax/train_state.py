@@ -26,12 +26,15 @@ class EpochSums(flax.struct.PyTreeNode):
     return cls(**{f: jnp.zeros((), jnp.float32) for f in cls.__dataclass_fields__})
 
 
+RECENT = 32  # skipped steps that are remembered on the device between two looks of the host
+
+
 class NonFinite(flax.struct.PyTreeNode):
   """Bookkeeping of skipped updates, kept on the device so that the loop never waits for it."""
 
   streak: jax.Array  # int32 [], skipped updates in a row
   total: jax.Array  # int32 []
-  last_step: jax.Array  # int32 [], the latest skipped step; -1: none
+  recent: jax.Array  # int32 [32], the latest skipped steps, the n-th at n % 32; -1: none
   halted: jax.Array  # bool [], streak has exceeded its limit: nothing changes any more
 
   @classmethod
@@ -40,7 +43,7 @@ class NonFinite(flax.struct.PyTreeNode):
     return cls(
       streak=jnp.zeros((), jnp.int32),
       total=jnp.zeros((), jnp.int32),
-      last_step=jnp.full((), -1, jnp.int32),
+      recent=jnp.full(RECENT, -1, jnp.int32),
       halted=jnp.zeros((), bool),
     )
 

@@ -1,5 +1,7 @@
 """The train step against a step written out by hand, and what it does about non-finite updates."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,5 +158,27 @@ def test_non_finite_updates_change_nothing_and_too_many_halt(params, tmp_path):
   halted = jax.device_get(state.params)
   state = go(state, good)  # the loop has not looked yet: nothing may change any more
   jax.tree.map(np.testing.assert_array_equal, halted, jax.device_get(state.params))
+  resumed = nonfinite.NonFiniteWatch(tmp_path, "picture {}".format, state.nonfinite)
+  with pytest.raises(UserError, match=r"2 updates in a row"):  # also where a session begins so
+    resumed.check(state.nonfinite)
   with pytest.raises(UserError, match=r"2 updates in a row, the last at step 4, on picture 0"):
     watch.check(state.nonfinite)
+  lines = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == [1, 3, 4]
+  assert all(line["pictures"] for line in lines)
+
+
+def test_a_batch_without_anything_valid_changes_nothing(params):
+  """As a corrupt picture leaves it that is alone in an epoch's last batch."""
+  tx = optax.adamw(1e-3)
+  trained, frozen = split_params(params, "decoder/.*")
+  table = steps.prompt_table(MODEL, params, TOKENS, text_is_frozen=True)
+  step = steps.make_train_step(MODEL, tx, loss_fn, MESH, augment_config=AugmentConfig())
+  state = sharding.replicate(TrainState.create(trained, tx, ema=False), MESH)
+  before = jax.device_get((state.params, state.opt_state, state.sums))
+  batch = make_batch(0)
+  batch["valid"] = np.zeros_like(batch["valid"])
+  state = step(state, frozen, table, sharding.shard_batch(batch, MESH))
+  after = jax.device_get((state.params, state.opt_state, state.sums))
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  assert (int(state.step), int(state.nonfinite.total)) == (1, 0)

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file
 from tiny_run import tiny
 
-from segflax import summary
+from segflax import Predictor, summary
 from segflax.errors import UserError
 from segflax.train import train_and_evaluate
 
@@ -81,3 +81,36 @@ def test_another_runs_checkpoint_is_gone_on_from(decoder, base, walls, tmp_path)
   histories = [summary.read_history(tmp_path / name) for name in ("whole", "second")]
   assert histories[0] == histories[1]
   assert len(summary.read_history(tmp_path / "first")) == 1
+  for name in ("best_model/model.safetensors", summary.VAL_ROWS):  # also if no epoch was better
+    assert (tmp_path / "second" / name).exists()
+
+
+def test_a_run_started_from_another_may_have_another_rate(base, walls, tmp_path, capsys):
+  """And rates of its own per group: at 0 a group stays as it was."""
+  options = {"model__pretrained": str(base), "schedule__name": "constant", **STILL}
+  train_and_evaluate(tiny(walls, epochs=1, **options), tmp_path / "first")
+  changed_rate = {"lr": 5e-4, "optimizer__rates": (("decoder/film/.*", 0.0),)}
+  config = tiny(walls, epochs=2, resume=str(tmp_path / "first"), **changed_rate, **options)
+  with pytest.raises(UserError, match="optimizer"):  # another optimizer state: listed
+    train_and_evaluate(config, tmp_path / "second")
+  plain = tiny(walls, epochs=2, resume=str(tmp_path / "first"), lr=5e-4, **options)
+  train_and_evaluate(plain, tmp_path / "third")
+  assert "changed: lr: 0.0012 -> 0.0005" in capsys.readouterr().out
+
+
+def test_a_group_with_rate_zero_stays_and_the_model_keeps_the_size_it_was_trained_at(
+  base, walls, tmp_path
+):
+  config = tiny(
+    walls,
+    model__pretrained=str(base),
+    epochs=1,
+    image_size=48,
+    optimizer__rates=(("decoder/film/.*", 0.0),),
+    optimizer__weight_decay=0.0,
+  )
+  train_and_evaluate(config, tmp_path)
+  names = changed(tmp_path, base)
+  assert names
+  assert not [name for name in names if ".film" in name]
+  assert Predictor.from_pretrained(tmp_path).image_size == 48

@@ -13,8 +13,10 @@ from tiny_run import tiny
 
 import segflax
 from segflax import metrics, preemption, summary
+from segflax.checkpoint_io import read_document
 from segflax.data import builder
 from segflax.errors import UserError
+from segflax.outputs import Outputs
 from segflax.train import train_and_evaluate
 
 
@@ -22,8 +24,30 @@ def weights(workdir):
   return load_file(workdir / "final_model" / "model.safetensors")
 
 
+def last_checkpoint(workdir) -> dict:
+  """Returns what the last checkpoint says: checksums of every leaf, progress, position."""
+  folders = (workdir / "checkpoints").glob("*step_*")
+  document = read_document(max(folders, key=lambda path: path.name.split("step_")[1]))
+  del document["progress"]["timings"]
+  return document
+
+
+def curves(workdir) -> dict[str, list]:
+  """Returns TensorBoard's scalars, tag -> (step, value) pairs, without those of the clock."""
+  events = EventAccumulator(str(workdir / "logs"))
+  events.Reload()
+  return {
+    tag: [(e.step, e.tensor_proto.tensor_content or e.tensor_proto.float_val[0]) for e in values]
+    for tag in events.Tags()["tensors"]
+    if tag != "images_per_second" and not tag.startswith(("panels/", "_hparams_", "hparams"))
+    for values in [events.Tensors(tag)]
+  }
+
+
 def assert_same_run(one, other):
   """Everything but the clock's share is equal, bit for bit."""
+  assert last_checkpoint(one) == last_checkpoint(other)
+  assert curves(one) == curves(other)
   assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
   for name, values in weights(one).items():
     np.testing.assert_array_equal(values, weights(other)[name], err_msg=name)
@@ -96,18 +120,33 @@ def test_a_finished_run_says_so_and_does_nothing(finished, walls, capsys):
   assert before == {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*")}
 
 
-@pytest.mark.parametrize("polls", [1, 4, 6], ids=["compile", "inside an epoch", "evaluation"])
+@pytest.mark.parametrize(
+  "polls", [1, 3, 4, 6], ids=["compile", "inside an epoch", "end of an epoch", "evaluation"]
+)
 def test_interrupted_and_resumed_is_the_uninterrupted_run(
   polls, finished, walls, tmp_path, monkeypatch
 ):
-  """Polls: 2 while compiling, 3 steps, 3 evaluation batches, and so on."""
+  """Polls: 2 while compiling, 3 steps, 3 evaluation batches, and so on; the next one stops."""
   left = iter(range(polls))
   with monkeypatch.context() as patched:
     patched.setattr(preemption.PreemptionGuard, "poll", lambda self: next(left, None) is None)
     with pytest.raises(preemption.Interrupted):
       train_and_evaluate(tiny(walls), tmp_path)
-  train_and_evaluate(tiny(walls), tmp_path)
+  step = {1: 0, 3: 2, 4: 3, 6: 3}[polls]
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [f"step_{step:08d}"]
+  train_and_evaluate(tiny(walls, profile_steps=1), tmp_path)
   assert_same_run(tmp_path, finished[0])
+
+
+def test_a_longer_run_that_dies_before_its_last_word_is_not_finished(walls, tmp_path, monkeypatch):
+  options = {"schedule__name": "constant"}
+  train_and_evaluate(tiny(walls, epochs=1, **options), tmp_path)
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(Outputs, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    train_and_evaluate(tiny(walls, epochs=2, **options), tmp_path)
+  assert summary.read_summary(tmp_path)["total_epochs"] == 1
+  train_and_evaluate(tiny(walls, epochs=2, **options), tmp_path)
+  assert summary.read_summary(tmp_path)["total_epochs"] == 2
 
 
 def test_a_longer_run_goes_on_and_a_changed_one_is_refused(walls, tmp_path):
