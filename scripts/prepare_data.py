@@ -5,10 +5,11 @@
 
 A source is a folder in any known layout (Roboflow COCO, YOLO, mask folders, the origin's
 data/processed, TFDS in ArrayRecord); the layout is recognised, or named: CONCEPT=DIR:yolo. Without
-CONCEPT= the labels' own names are the concepts. Splits never share a source picture; they are
-written to DATA_DIR/splits.json, to be looked at and to be given back with --split_file. The
-result is a TFDS data set (tfds.data_source("concept_masks", data_dir=DATA_DIR)) for
-main.py --config.data_dir=DATA_DIR. Exit code 2: bad input, one sentence says what.
+CONCEPT= the labels' own names are the concepts; --license=CONCEPT=TEXT states a licence that the
+folder does not. Splits never share a source picture; they are written to DATA_DIR/splits.json, to
+be looked at and to be given back with --split_file. The result is a TFDS data set
+(tfds.data_source("concept_masks", data_dir=DATA_DIR)) for main.py --config.data_dir=DATA_DIR. Exit
+code 2: bad input, one sentence says what.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,10 +132,10 @@ def weighted(items: Sequence[Item], weights: Mapping[str, float], seed: int = 42
     seed: Chooses where a weight is not a whole number.
 
   Raises:
-    UserError: A weight is not positive.
+    UserError: A weight is not positive or not finite.
   """
-  if bad := {source: weight for source, weight in weights.items() if not weight > 0}:
-    raise UserError(f"source weights {bad} must be positive; leave a source out instead")
+  if bad := {name: weight for name, weight in weights.items() if not 0 < weight < math.inf}:
+    raise UserError(f"source weights {bad} must be positive and finite; leave a source out instead")
   rng = np.random.default_rng(seed)
   weights = {**dict.fromkeys((name for item in items for name in item.sources), 1.0), **weights}
   chosen = []

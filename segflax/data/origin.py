@@ -42,20 +42,20 @@ def read(folder: Path, concept: str) -> Source:
     items += part.items
     notes += [f"{path.name}: {note}" for note in part.notes]
     problems += [f"{path.name}: {problem}" for problem in part.problems]
-    problems += _prompt_problems(path, own)
+    problems += _prompt_problems(folder, path, own)
   items = [dataclasses.replace(item, source=name) for item in items]
   return Source(name, folder, "origin", tuple(items), notes=tuple(notes), problems=tuple(problems))
 
 
-def _prompt_problems(part: Path, own: str) -> list[str]:
-  problems = []
-  for split in SPLIT_NAMES:
-    for path in sorted((part / split / "prompts").glob("*.txt")):
-      for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        asked = mask_folders.concept_of(line) if line.strip() else own
-        if asked != own:
-          place = path.relative_to(part.parent)
-          problems.append(f"{place} asks for {asked!r}, its folder is of {own!r}")
+def _prompt_problems(folder: Path, part: Path, own: str) -> list[str]:
+  found = [p for split in SPLIT_NAMES for p in sorted((part / split / "prompts").glob("*.txt"))]
+  paths, problems = contained(folder, found)
+  for path in (path for path in paths if path.is_file()):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+      asked = mask_folders.concept_of(line) if line.strip() else own
+      if asked != own:
+        place = path.relative_to(folder)
+        problems.append(f"{place} asks for {asked!r}, its folder is of {own!r}")
   return problems
 
 

@@ -19,6 +19,7 @@ from segflax.data.items import (
   Item,
   Source,
   contained,
+  outside,
   source_group,
   source_name,
 )
@@ -171,6 +172,8 @@ def _described(folder: Path) -> tuple[dict, list[str]]:
   path = folder / "data.yaml"
   if not path.is_file():
     return {}, []
+  if problem := outside(folder, path):
+    return {}, [problem]
   try:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
   except (yaml.YAMLError, ValueError, OSError) as error:

@@ -136,3 +136,13 @@ def test_in_an_origin_folder_the_folder_decides(tmp_path, content, truth):
   source = read_source(tmp_path)
   assert source.concepts == ("crack",)
   assert "cracks: masks of 'taping area' are taken as 'crack'" in source.notes
+
+
+def test_prompt_files_out_of_the_folder_are_not_read(processed, tmp_path):
+  (tmp_path / "secret.txt").write_text("password")
+  prompts = processed / "cracks/train/prompts"
+  prompts.mkdir()
+  (prompts / "wall0.txt").symlink_to(tmp_path / "secret.txt")
+  source = read_source(processed, strict=False)
+  (problem,) = source.problems
+  assert problem.startswith("'cracks/train/prompts/wall0.txt' leaves the folder")

@@ -112,6 +112,15 @@ def test_what_leaves_the_folder_is_named_and_not_read(tmp_path, content):
   assert [item.image_id for item in source.items] == ["wall1", "wall3", "wall4"]
 
 
+def test_a_data_yaml_out_of_the_folder_is_not_read(tmp_path, content):
+  folder = exports.write_yolo(tmp_path / "export", content)
+  (folder / "data.yaml").rename(tmp_path / "data.yaml")
+  (folder / "data.yaml").symlink_to(tmp_path / "data.yaml")
+  source = read_source(folder, strict=False)
+  assert source.problems[0].startswith("'data.yaml' leaves the folder")
+  assert source.concepts == ("class 0",)
+
+
 def test_pictures_of_one_stem_are_named(tmp_path, content):
   folder = exports.write_yolo(tmp_path, content)
   exports.write_picture(folder / "train/images/wall0.jpg", content[0])
