@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,17 @@ def walls(n=6, splits=("train", "train", "valid"), seed=0, name="wall") -> list[
 def write_picture(path: Path, wall: Wall, **options):
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(wall.pixels).save(path, **options)
+
+
+def write_bomb(path: Path):
+  """Writes a PNG of a few bytes whose header promises 10^10 pixels."""
+  header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+  chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+  content = b"\x89PNG\r\n\x1a\n"
+  for kind, data in chunks:
+    content += struct.pack(">I", len(data)) + kind + data
+    content += struct.pack(">I", zlib.crc32(kind + data))
+  path.write_bytes(content)
 
 
 def coco_content(of_split: list[Wall], suffix=".png") -> dict:

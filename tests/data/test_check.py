@@ -4,9 +4,7 @@ import html
 import json
 import re
 import runpy
-import struct
 import sys
-import zlib
 from pathlib import Path
 
 import exports
@@ -59,17 +57,6 @@ def _without_pictures(split, data):
   data["images"] = data["annotations"] = []
 
 
-def _write_bomb(path):
-  """Writes a PNG of a few bytes whose header promises 10^10 pixels."""
-  header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-  chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
-  content = b"\x89PNG\r\n\x1a\n"
-  for kind, data in chunks:
-    content += struct.pack(">I", len(data)) + kind + data
-    content += struct.pack(">I", zlib.crc32(kind + data))
-  path.write_bytes(content)
-
-
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
   root = tmp_path_factory.mktemp("bad")
@@ -88,7 +75,7 @@ def report(tmp_path_factory):
   Image.fromarray(content[31].pixels).resize((40, 32)).save(train / "w31.png")
   mirrored = Image.fromarray(content[32].pixels).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   mirrored.save(train / "w33.png")
-  _write_bomb(train / "w38.png")
+  exports.write_bomb(train / "w38.png")
 
   masks = {f"m{i}": np.zeros((64, 80), bool) for i in range(8)}
   for mask in masks.values():

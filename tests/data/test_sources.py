@@ -3,7 +3,7 @@
 import exports
 import pytest
 
-from segflax.data import check, fingerprint, mixing, splits
+from segflax.data import check, fingerprint, mixing, prepare, splits
 from segflax.data.sources import read_named_source, read_named_sources, read_source
 from segflax.errors import UserError
 
@@ -152,3 +152,30 @@ def test_a_link_to_nothing_is_left_to_the_survey(tmp_path):
   report = check.check(sources)
   (finding,) = (f for f in report.findings if f.kind == "unreadable picture")
   assert str(path) in finding.message
+
+
+def test_bombs_and_links_to_nothing_are_set_aside_when_preparing(tmp_path):
+  sources = [read_source(_numbered(tmp_path / f"s{n}", n)) for n in (1, 2)]
+  bomb, link = (source.items[0].image for source in sources)
+  exports.write_bomb(bomb)
+  link.unlink()
+  link.symlink_to("gone.png")
+  done = prepare.prepare(sources, tmp_path / "data", prepare.Options(split="official"))
+  assert [str(path) in why for path, why in zip((bomb, link), done.unreadable, strict=True)] == [
+    True,
+    True,
+  ]
+  assert "has more than 89478485 pixels" in done.unreadable[0]
+  assert done.leaks == ()
+  assert sum(counts["pictures"] for counts in done.info.counts.values()) == 38
+
+
+def test_equal_names_of_sources_have_a_weight_each(tmp_path):
+  sources = [read_source(_numbered(tmp_path / n / "a/set", i)) for i, n in enumerate("xy")]
+  options = prepare.Options(split="official", weights={"a/set-2": 2})
+  info = prepare.prepare(sources, tmp_path / "data", options).info
+  assert {name: source["weight"] for name, source in info.sources.items()} == {
+    "a/set": 1,
+    "a/set-2": 2,
+  }
+  assert info.counts["train"]["pictures"] == 14 + 2 * 14
