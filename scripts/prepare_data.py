@@ -5,10 +5,11 @@
 
 A source is a folder in any known layout (Roboflow COCO, YOLO, mask folders, the origin's
 data/processed, TFDS in ArrayRecord); the layout is recognised, or named: CONCEPT=DIR:yolo. Without
-CONCEPT= the labels' own names are the concepts. Splits never share a source picture; they are
-written to DATA_DIR/splits.json, to be looked at and to be given back with --split_file. The
-result is a TFDS data set (tfds.data_source("concept_masks", data_dir=DATA_DIR)) for
-main.py --config.data_dir=DATA_DIR. Exit code 2: bad input, one sentence says what.
+CONCEPT= the labels' own names are the concepts; --license=CONCEPT=TEXT states a licence that the
+folder does not. Splits never share a source picture; they are written to DATA_DIR/splits.json, to
+be looked at and to be given back with --split_file. The result is a TFDS data set
+(tfds.data_source("concept_masks", data_dir=DATA_DIR)) for main.py --config.data_dir=DATA_DIR. Exit
+code 2: bad input, one sentence says what.
 """
 
 import argparse
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from absl import logging
 
 from segflax.data import prepare
-from segflax.data.sources import Source, read_named_source
+from segflax.data.sources import Source, of_name, read_named_sources
 from segflax.errors import UserError
 
 BAD_INPUT = 2
@@ -32,7 +33,7 @@ def main() -> int:
   logging.set_verbosity(logging.ERROR)
   start = time.monotonic()
   try:
-    sources = [read_named_source(text) for text in args.source]
+    sources = read_named_sources(args.source, args.license)
     print(source_table(sources), flush=True)
     options = prepare.Options(
       split=args.split,
@@ -61,8 +62,9 @@ def source_table(sources: list[Source]) -> str:
     lines.append(
       f"{source.name} ({source.layout}): {len(items)} pictures of "
       f"{len({item.group for item in items})} source pictures, "
-      f"{sum(item.annotations for item in items)} annotations, "
-      f"{sum(item.boxes for item in items)} of them only boxes; {', '.join(source.concepts)}; "
+      f"{sum(item.annotations.total() for item in items)} annotations, "
+      f"{sum(item.boxes.total() for item in items)} of them only boxes; "
+      f"{', '.join(source.concepts)}; "
       f"{', '.join(source.licenses) or 'no licence stated'}"
     )
     lines += [f"  note: {note}" for note in source.notes]
@@ -106,10 +108,7 @@ def _weights(texts: list[str], sources: list[Source]) -> dict[str, float]:
   """Returns source name -> weight for SOURCE=WEIGHT or CONCEPT=WEIGHT."""
   weights = {}
   for text in texts:
-    name, _, number = text.rpartition("=")
-    named = [s.name for s in sources if name == s.name or s.concepts == (name,)]
-    if not named:
-      raise UserError(f"--weight={text}: no source or concept is called {name!r}")
+    named, number = of_name(sources, text, "--weight")
     try:
       weights |= dict.fromkeys(named, float(number))
     except ValueError as error:
@@ -143,6 +142,12 @@ def _parse_args() -> argparse.Namespace:
     action="append",
     default=[],
     help="SOURCE=W or CONCEPT=W: how often its training pictures stand in an epoch",
+  )
+  parser.add_argument(
+    "--license",
+    action="append",
+    default=[],
+    help="SOURCE=TEXT or CONCEPT=TEXT: the licence of a source that does not state it",
   )
   parser.add_argument("--overwrite", action="store_true", help="replace what is there")
   return parser.parse_args()

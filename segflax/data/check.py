@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from segflax.data import fingerprint
+from segflax.data import fingerprint, mixing
 from segflax.data.items import Item, Source
 from segflax.data.progress import progress
 from segflax.data.survey import Look, survey
+from segflax.errors import UserError
 
-ERROR, WARNING = "error", "warning"
+ERROR, WARNING, INFO = LEVELS = "error", "warning", "info"
 
 # What a mask or picture must be like before somebody has to look at it.
 FULL = 0.99  # share of the picture
@@ -31,7 +32,8 @@ class Finding:
 
   Attributes:
     kind: A few words, the same for all findings of a kind.
-    level: ERROR: training on it would be wrong. WARNING: somebody should look.
+    level: ERROR: training on it would be wrong. WARNING: somebody should look. INFO: a fact about
+      sound data.
     message: Where, and which rule.
     items: Numbers of the pictures concerned.
   """
@@ -52,13 +54,16 @@ class Report:
   findings: tuple[Finding, ...]
 
   @property
-  def errors(self) -> int:
-    return sum(finding.level == ERROR for finding in self.findings)
+  def concepts(self) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(c for source in self.sources for c in source.concepts))
+
+  def count(self, level: str) -> int:
+    return sum(finding.level == level for finding in self.findings)
 
   def kinds(self) -> dict[str, list[Finding]]:
     """Returns kind -> its findings, errors first."""
     of = defaultdict(list)
-    for finding in sorted(self.findings, key=lambda finding: finding.level):
+    for finding in sorted(self.findings, key=lambda finding: LEVELS.index(finding.level)):
       of[finding.kind].append(finding)
     return dict(of)
 
@@ -69,6 +74,7 @@ def check(sources: Sequence[Source]) -> Report:
   Args:
     sources: From `read_source(..., strict=False)`; the problems listed in them are findings.
   """
+  sources = mixing.distinct(sources)
   items = [item for source in sources for item in source.items]
   looks = list(progress(survey(items, shapes=True), "checking", len(items)))
   findings = [
@@ -87,11 +93,12 @@ def _of_sources(sources: Sequence[Source]) -> Iterator[Finding]:
     for problem in source.problems:
       yield Finding("broken record", ERROR, f"{source.name}: {problem}")
     for note in source.notes:
-      yield Finding("source note", WARNING, f"{source.name}: {note}")
+      yield Finding("source note", INFO, f"{source.name}: {note}")
     if not source.items:
       yield Finding("no picture", ERROR, f"{source.name} holds no usable picture")
     if not source.licenses:
-      yield Finding("no licence", WARNING, f"{source.name} states no licence")
+      message = f"{source.name} states no licence; say it with --license '{source.name}=TEXT'"
+      yield Finding("no licence", WARNING, message)
 
 
 def _of_pictures(items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Finding]:
@@ -109,7 +116,7 @@ def _of_pictures(items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Findi
   sizes = Counter(look.size for look in looks if not look.unreadable)
   if len(sizes) > 1:
     listed = ", ".join(f"{w}x{h} ({n})" for (w, h), n in sizes.most_common(5))
-    yield Finding("several sizes", WARNING, f"{len(sizes)} picture sizes: {listed}")
+    yield Finding("several sizes", INFO, f"{len(sizes)} picture sizes: {listed}")
 
 
 def _of_masks(sources, items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Finding]:
@@ -121,9 +128,11 @@ def _of_masks(sources, items: Sequence[Item], looks: Sequence[Look]) -> Iterator
     for concept, mask in look.masks.items():
       place = f"{item.where}, {concept!r}"
       if not mask.area:
-        lost = item.annotations and item.source in outlined
-        kind = "annotations without a pixel" if lost else "empty mask"
-        yield Finding(kind, WARNING, f"{place}: no pixel is foreground", (number,))
+        message = f"{place}: no pixel is foreground"
+        if item.annotations[concept] and outlined.intersection(item.sources):
+          yield Finding("annotations without a pixel", WARNING, message, (number,))
+        else:  # the source vouches that there is nothing
+          yield Finding("empty mask", INFO, message, (number,))
       elif mask.area >= FULL:
         yield Finding("full mask", ERROR, f"{place}: {mask.area:.0%} is foreground", (number,))
       elif mask.area >= LARGE:
@@ -140,7 +149,7 @@ def _boxes(sources, items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Fi
       drawn = [
         (number, look.masks[concept])
         for number, (item, look) in enumerate(zip(items, looks, strict=True))
-        if item.source == source.name and concept in look.masks and look.masks[concept].area
+        if source.name in item.sources and concept in look.masks and look.masks[concept].area
       ]
       boxes = [number for number, mask in drawn if mask.box_share >= BOX_LIKE]
       if len(boxes) > BOXES_IN_SOURCE * len(drawn):
@@ -149,16 +158,18 @@ def _boxes(sources, items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Fi
           "learns boxes from them"
         )
         yield Finding("boxes as masks", WARNING, message, tuple(boxes))
-    mixed = [n for n, item in enumerate(items) if item.source == source.name and item.boxes]
-    if mixed and any(item.annotations > item.boxes for item in source.items):
-      message = f"{source.name}: {len(mixed)} pictures have boxes among their outlines"
-      yield Finding("boxes among outlines", WARNING, message, tuple(mixed))
+      own = [n for n, item in enumerate(items) if source.name in item.sources]
+      mixed = [number for number in own if items[number].boxes[concept]]
+      if mixed and any(items[n].annotations[concept] > items[n].boxes[concept] for n in own):
+        message = f"{source.name}: {len(mixed)} pictures have boxes among outlines of {concept!r}"
+        yield Finding("boxes among outlines", WARNING, message, tuple(mixed))
 
 
 def _of_splits(sources, items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Finding]:
   shown = {
-    (item.source, item.split, concept)
+    (name, item.split, concept)
     for item, look in zip(items, looks, strict=True)
+    for name in item.sources
     for concept, mask in look.masks.items()
     if mask.area
   }
@@ -174,8 +185,8 @@ def _of_splits(sources, items: Sequence[Item], looks: Sequence[Look]) -> Iterato
       yield Finding("no validation split", WARNING, message)
   places = defaultdict(list)
   for number, item in enumerate(items):
-    places[item.source, item.group].append(number)
-  for (_, group), numbers in places.items():
+    places[item.group].append(number)
+  for group, numbers in places.items():
     splits = sorted({items[number].split for number in numbers} - {""})
     if len(splits) > 1:
       message = f"copies of {group!r} are in {' and '.join(splits)}"
@@ -207,7 +218,10 @@ def _of_copies(items: Sequence[Item], looks: Sequence[Look]) -> Iterator[Finding
 
 def _conflict(one: Item, two: Item) -> str:
   """Returns how two annotations of the same file differ, or ""."""
-  first, second = one.masks(), two.masks()
+  try:
+    first, second = one.masks(), two.masks()
+  except UserError:
+    return ""  # the survey has named the mask that cannot be read
   for concept in sorted(set(first) & set(second)):
     a, b = np.asarray(first[concept]) > 0, np.asarray(second[concept]) > 0
     if a.shape == b.shape and (union := (a | b).sum()) and (a & b).sum() / union < SAME_MASK:

@@ -1,24 +1,28 @@
-"""The check as one HTML page: tables, histograms and overlays to look at, no other file."""
+"""The check as one HTML page: tables, histograms and overlays to look at, no other file.
+
+Everything that was found stands in it; long lists are folded.
+"""
 
 import base64
 import html
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
-from segflax.data.check import ERROR, Report
+from segflax.data.check import ERROR, INFO, WARNING, Report
+from segflax.data.check_report import counts
 from segflax.data.items import Item
 from segflax.data.survey import Look
 from segflax.errors import UserError
 
 _VIEW = 220  # pixels, longer side of an overlay
 _SAMPLES = 8  # overlays per source, split and concept
-_LISTED = 12  # findings of a kind that are written out
+_LISTED = 12  # findings of a kind that are not folded
 _SHOWN = 6  # overlays per kind of finding
-_COLOURS = ((230, 57, 70), (29, 132, 181), (255, 183, 3), (106, 76, 147))
+_COLOURS = ((230, 57, 70), (29, 132, 181), (255, 183, 3), (106, 76, 147))  # then again from first
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em;
   color: #222; background: #fff } h2 { margin-top: 2em; border-bottom: 1px solid #ccc }
@@ -26,7 +30,9 @@ table { border-collapse: collapse } td, th { padding: .25em .8em; text-align: ri
   border-bottom: 1px solid #ddd } td:first-child, th:first-child { text-align: left }
 figure { display: inline-block; margin: 0 .5em .8em 0; vertical-align: top; width: 220px }
 figcaption { font-size: 11px; overflow-wrap: anywhere; color: #555 } figure img { display: block }
-.error { color: #b00020 } .warning { color: #8a5a00 } ul { overflow-wrap: anywhere }
+.error { color: #b00020 } .warning { color: #8a5a00 } .info { color: #446 }
+.key { display: inline-block; width: 1em; height: 1em; margin: 0 .3em 0 1em; vertical-align: -2px }
+ul { overflow-wrap: anywhere }
 svg { margin-right: 2em } svg text { font: 11px system-ui, sans-serif; fill: #444 }
 """
 
@@ -38,10 +44,12 @@ def page(report: Report, seed: int = 0) -> str:
     report: From `check`.
     seed: Chooses the samples.
   """
-  warnings = len(report.findings) - report.errors
   parts = [
     f"<h1>Data check</h1><p>{len(report.items)} pictures; "
-    f"<b class=error>{report.errors} errors</b>, <b class=warning>{warnings} warnings</b></p>",
+    f"<b class=error>{report.count(ERROR)} errors</b>, "
+    f"<b class=warning>{report.count(WARNING)} warnings</b>, "
+    f"<b class=info>{report.count(INFO)} remarks</b></p>",
+    _legend(report),
     "<h2>Counts</h2>",
     _table(counts(report)),
     "<h2>Findings</h2>",
@@ -58,28 +66,12 @@ def page(report: Report, seed: int = 0) -> str:
   )
 
 
-def counts(report: Report) -> list[tuple]:
-  """Returns rows, the first of them the heading: one per source, split and concept."""
-  of = defaultdict(list)
-  for item, look in zip(report.items, report.looks, strict=True):
-    for concept in item.concepts:
-      of[item.source, item.split or "-", concept].append((item, look))
-  rows = [("source", "split", "concept", "pictures", "groups", "empty", "boxes", "mask area")]
-  for (source, split, concept), members in of.items():
-    areas = [look.masks[concept].area for _, look in members if concept in look.masks]
-    rows.append(
-      (
-        *(source, split, concept, len(members)),
-        len({item.group for item, _ in members}),
-        areas.count(0.0),
-        sum(item.boxes for item, _ in members),
-        f"{np.mean(areas):.2%}" if areas else "-",
-      )
-    )
-  return rows
+def colours(report: Report) -> dict[str, tuple[int, int, int]]:
+  """Returns the colour of each concept: the same in all overlays of the page."""
+  return {c: _COLOURS[n % len(_COLOURS)] for n, c in enumerate(report.concepts)}
 
 
-def overlay(item: Item, look: Look) -> Image.Image | None:
+def overlay(item: Item, look: Look, colour_of: Mapping[str, tuple]) -> Image.Image | None:
   """Returns a small picture with its masks laid over it; None where it cannot be read."""
   try:
     picture = item.picture(at_least=_VIEW)
@@ -88,11 +80,11 @@ def overlay(item: Item, look: Look) -> Image.Image | None:
   except UserError:
     return None
   pixels = np.asarray(picture, np.float32)
-  for colour, mask in zip(_COLOURS, masks.values(), strict=False):
+  for concept, mask in masks.items():
     small = np.asarray(mask.resize(picture.size, Image.Resampling.BOX), np.float32)[..., None]
     # Twice the coverage: a crack thinner than a pixel of the thumbnail stays visible.
     alpha = 0.6 * np.minimum(2 * small / 255, 1)
-    pixels = pixels * (1 - alpha) + np.array(colour, np.float32) * alpha
+    pixels = pixels * (1 - alpha) + np.array(colour_of[concept], np.float32) * alpha
   return Image.fromarray(pixels.astype(np.uint8))
 
 
@@ -102,8 +94,10 @@ def _findings(report: Report) -> list[str]:
   parts = []
   for kind, of in report.kinds().items():
     parts.append(f'<h3 class="{of[0].level}">{html.escape(kind)} ({len(of)})</h3><ul>')
-    parts += [f"<li>{html.escape(finding.message)}</li>" for finding in of[:_LISTED]]
-    parts.append("</ul>" + (f"<p>and {len(of) - _LISTED} more</p>" if len(of) > _LISTED else ""))
+    lines = [f"<li>{html.escape(finding.message)}</li>" for finding in of]
+    parts += [*lines[:_LISTED], "</ul>"]
+    if rest := lines[_LISTED:]:
+      parts += [f"<details><summary>and {len(rest)} more</summary><ul>", *rest, "</ul></details>"]
     numbers = list(dict.fromkeys(number for finding in of for number in finding.items))
     parts.append(_figures(report, numbers[:_SHOWN]))
   return parts
@@ -122,11 +116,20 @@ def _samples(report: Report, seed: int) -> list[str]:
   return parts
 
 
+def _legend(report: Report) -> str:
+  keys = [
+    f'<span class=key style="background: rgb{colour}"></span>{html.escape(concept)}'
+    for concept, colour in colours(report).items()
+  ]
+  return f"<p>Masks:{''.join(keys)}</p>"
+
+
 def _figures(report: Report, numbers: Sequence[int]) -> str:
+  colour_of = colours(report)
   figures = []
   for number in numbers:
     item, look = report.items[number], report.looks[number]
-    if (picture := overlay(item, look)) is None:
+    if (picture := overlay(item, look, colour_of)) is None:
       continue
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
@@ -178,16 +181,3 @@ def _table(rows: Sequence[tuple]) -> str:
     for row, tag in zip(rows, ["th"] + ["td"] * len(rows), strict=False)
   ]
   return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
-
-
-def text(report: Report) -> str:
-  """Returns the findings for a terminal: kinds with their number and a few places."""
-  lines = ["  ".join(str(value) for value in row) for row in counts(report)]
-  for kind, of in report.kinds().items():
-    lines.append(f"{of[0].level.upper()} {kind}: {len(of)}")
-    lines += [f"  {finding.message}" for finding in of[:3]]
-    if len(of) > 3:
-      lines.append(f"  and {len(of) - 3} more")
-  errors = sum(of[0].level == ERROR for of in report.kinds().values())
-  lines.append(f"{report.errors} errors of {errors} kinds, {len(report.findings)} findings in all")
-  return "\n".join(lines)

@@ -1,17 +1,18 @@
 """COCO annotations as Roboflow exports them: `<split>/_annotations.coco.json` beside the pictures.
 
 Every category that has annotations counts (category 0 of an export is a placeholder); an
-annotation without an outline falls back to its box.
+annotation without an outline falls back to its box. Each file numbers its categories for itself.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from segflax.data import coco_rules, rasterize
-from segflax.data.items import SPLIT_NAMES, Item, Source, source_group
+from segflax.data.items import SPLIT_NAMES, Item, Source, contained, source_group, source_name
 
 ANNOTATIONS = "_annotations.coco.json"
 
@@ -27,9 +28,9 @@ def read(folder: Path, concept: str) -> Source:
     folder: Holds `train/`, `valid/`, `test/`, or the annotation file itself.
     concept: What all categories show; empty makes each category a concept of its own name.
   """
-  problems = []
+  files, problems = contained(folder, _annotation_files(folder))
   exports = {}
-  for path in _annotation_files(folder):
+  for path in files:
     try:
       content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -37,25 +38,24 @@ def read(folder: Path, concept: str) -> Source:
       continue
     exports[path], found = coco_rules.usable(content, path.parent)
     problems += [f"{path.relative_to(folder)}: {problem}" for problem in found]
-  names = {}
-  for export in exports.values():
-    named = {category["id"]: category["name"] for category in export["categories"]}
-    used = {annotation["category_id"] for annotation in export["annotations"]}
-    names |= {number: named[number] for number in sorted(used)}
-  vouched = (concept,) if concept else tuple(dict.fromkeys(names.values()))
-  source = f"{folder.parent.name}/{folder.name}"
+  used = list(dict.fromkeys(name for export in exports.values() for name in _used(export)))
+  source = source_name(folder)
   items = []
   for path, export in exports.items():
+    names = {category["id"]: category["name"] for category in export["categories"]}
+    # A file vouches only for the categories that it lists: nobody looked for others.
+    vouched = (concept,) if concept else tuple(n for n in used if n in names.values())
     split = SPLIT_NAMES[path.parent.name] if path.parent != folder else ""
     by_image = {image["id"]: [] for image in export["images"]}
     for annotation in export["annotations"]:
       by_image[annotation["image_id"]].append(annotation)
     for image in export["images"]:
       drawn = [(concept or names[a["category_id"]], a) for a in by_image[image["id"]]]
-      items.append(_item(path.parent, image, drawn, vouched, split, source))
+      group = source_group(source, path.parent.relative_to(folder) / image["file_name"])
+      items.append(_item(path.parent, image, drawn, vouched, split, group, source))
   notes = []
-  if concept and len(names) > 1:
-    notes.append(f"categories {sorted(set(names.values()))} are all taken as {concept!r}")
+  if concept and len(used) > 1:
+    notes.append(f"categories {sorted(used)} are all taken as {concept!r}")
   for path, export in exports.items():
     if beyond := coco_rules.beyond_border(export):
       listed = ", ".join(map(str, beyond[:5])) + (", …" if len(beyond) > 5 else "")
@@ -86,7 +86,9 @@ def draw(annotation: dict, height: int, width: int) -> np.ndarray:
   return mask
 
 
-def _item(folder: Path, image: dict, drawn: list, vouched: tuple, split: str, source: str) -> Item:
+def _item(
+  folder: Path, image: dict, drawn: list, vouched: tuple, split: str, group: str, source: str
+) -> Item:
   def masks() -> dict[str, Image.Image]:
     height, width = image["height"], image["width"]
     arrays = {concept: np.zeros((height, width), bool) for concept in vouched}
@@ -98,13 +100,19 @@ def _item(folder: Path, image: dict, drawn: list, vouched: tuple, split: str, so
     image_id=Path(image["file_name"]).stem,
     image=folder / image["file_name"],
     split=split,
-    group=source_group(image["file_name"]),
+    group=group,
     source=source,
     concepts=vouched,
     masks=masks,
-    annotations=len(drawn),
-    boxes=sum(not a["segmentation"] for _, a in drawn),
+    annotations=Counter(concept for concept, _ in drawn),
+    boxes=Counter(concept for concept, a in drawn if not a["segmentation"]),
   )
+
+
+def _used(export: dict) -> list[str]:
+  """Returns the names of the categories that have annotations."""
+  numbers = {annotation["category_id"] for annotation in export["annotations"]}
+  return [c["name"] for c in export["categories"] if c["id"] in numbers]
 
 
 def _annotation_files(folder: Path) -> list[Path]:

@@ -5,9 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 from segflax.data.decode import MAX_PIXELS
-from segflax.data.items import inside
+from segflax.data.items import outside
 from segflax.data.rasterize import rle_mask
-from segflax.errors import UserError
 
 _LISTS = ("images", "annotations", "categories")
 
@@ -49,7 +48,9 @@ def usable(content: object, folder: Path) -> tuple[dict, list[str]]:
   categories = keep("category", content["categories"], _category_problem)
   images = keep("image", content["images"], lambda image: _image_problem(image, folder))
   sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-  known = {str(i["id"]) for i in content["images"] if isinstance(i, dict) and "id" in i}
+  # Those of refused images, too: their annotations are not wrong by themselves.
+  numbers = [i["id"] for i in content["images"] if isinstance(i, dict) and "id" in i]
+  known = {number for number in numbers if isinstance(number, int | str)}
   names = {category["id"] for category in categories}
   annotations = keep(
     "annotation",
@@ -113,10 +114,9 @@ def _image_problem(image: dict, folder: Path) -> str:
     return f"size {width}x{height} is not a size in pixels"
   if width * height > MAX_PIXELS:
     return f"size {width}x{height} is more than {MAX_PIXELS} pixels"
-  try:
-    path = inside(folder, image["file_name"])
-  except UserError as error:
-    return str(error)
+  path = folder / image["file_name"]
+  if problem := outside(folder, path):
+    return problem
   return "" if path.is_file() else f"file {image['file_name']!r} is missing"
 
 
@@ -125,10 +125,10 @@ def _annotation_problem(annotation: dict, known: set, sizes: dict, categories: s
     return f"{', '.join(missing)} missing"
   if not all(isinstance(annotation[key], int | str) for key in ("image_id", "category_id")):
     return "image_id and category_id must be numbers"
-  if str(annotation["image_id"]) not in known:
-    return f"image_id {annotation['image_id']} is not among the images"
-  if annotation["category_id"] not in categories:
-    return f"category_id {annotation['category_id']} is not among the categories"
+  if problem := _reference_problem("image", annotation["image_id"], known):
+    return problem
+  if problem := _reference_problem("category", annotation["category_id"], categories):
+    return problem
   if annotation["image_id"] not in sizes:
     return ""
   segmentation = annotation["segmentation"]
@@ -139,6 +139,15 @@ def _annotation_problem(annotation: dict, known: set, sizes: dict, categories: s
   if not isinstance(segmentation, list):
     return f"segmentation is a {type(segmentation).__name__}, not polygons or RLE"
   return next((problem for polygon in segmentation if (problem := _polygon_problem(polygon))), "")
+
+
+def _reference_problem(kind: str, number: int | str, known: set) -> str:
+  if number in known:
+    return ""
+  twin = next((other for other in known if str(other) == str(number)), None)
+  close = "" if twin is None else f"; there is {twin!r}: text and numbers differ, write it alike"
+  plural = {"image": "images", "category": "categories"}[kind]
+  return f"{kind}_id {number!r} is not among the {plural}{close}"
 
 
 def _polygon_problem(polygon: object) -> str:

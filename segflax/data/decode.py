@@ -18,7 +18,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, 256 MiB decoded; Pillow only warns there
 
 # What Pillow's plugins are known to raise on malformed files.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
   OSError,
   SyntaxError,
   ValueError,
@@ -75,7 +75,7 @@ def _read(source, name, at_least, convert) -> Image.Image:
     name = name or getattr(source, "filename", "") or "picture in memory"
     try:
       return convert(_upright(source), name)
-    except _DECODE_ERRORS as error:  # A picture that is opened but not decoded yet.
+    except DECODE_ERRORS as error:  # A picture that is opened but not decoded yet.
       raise _explain(error, name) from error
   name = name or (f"picture of {len(source)} bytes" if isinstance(source, bytes) else str(source))
   try:
@@ -87,7 +87,7 @@ def _read(source, name, at_least, convert) -> Image.Image:
         opened.draft(None, (at_least, at_least))
       opened.load()
       return convert(_upright(opened), name)
-  except _DECODE_ERRORS as error:
+  except DECODE_ERRORS as error:
     raise _explain(error, name) from error
 
 

@@ -3,7 +3,7 @@
 A mask is called `<image id>__<prompt with _>.png`, one per prompt, or has its picture's stem.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +11,15 @@ import numpy as np
 from PIL import Image
 
 from segflax.data.decode import load_mask
-from segflax.data.items import IMAGE_SUFFIXES, SPLIT_NAMES, Item, Source, inside, source_group
+from segflax.data.items import (
+  IMAGE_SUFFIXES,
+  SPLIT_NAMES,
+  Item,
+  Source,
+  contained,
+  source_group,
+  source_name,
+)
 from segflax.data.prompts import SYNONYMS
 from segflax.errors import UserError
 
@@ -25,35 +33,43 @@ def recognises(folder: Path) -> bool:
   return bool(_parts(folder))
 
 
-def read(folder: Path, concept: str) -> Source:
+def read(folder: Path, concept: str, *, name: str = "", overrule: bool = False) -> Source:
   """Reads pictures and their masks.
 
   Args:
     folder: Holds `images/` and `masks/`, or splits that do.
     concept: Which masks to take, or what masks without a prompt show; empty takes every prompt.
+    name: How records name the source; empty takes `source_name`.
+    overrule: Masks whose names all ask for one other known concept are of `concept` all the same.
 
   Raises:
-    UserError: The masks' names do not say what they show, and `concept` does not either.
+    UserError: The masks' names do not say what they show, and `concept` does not either; or
+      they say that it is another concept.
   """
-  name = f"{folder.parent.name}/{folder.name}"
-  images, masks, problems = {}, {}, []
+  name = name or source_name(folder)
+  pairs, problems = [], []  # of (split, picture, [(label, mask file)])
   for split, part in _parts(folder):
-    images[split], found = _by_stem(part / "images")
-    masks[split], more = _paired(part / "masks", images[split])
+    dirs, found = contained(folder, [part / "images", part / "masks"])
+    problems += found
+    if len(dirs) < 2:
+      continue
+    stems, found = _by_stem(folder, part / "images")
+    masks, more = _paired(folder, part / "masks", stems)
     problems += found + more
-  labels = {label for of in masks.values() for pairs in of.values() for label, _ in pairs}
-  wanted, notes = _wanted(folder, labels, concept)
+    pairs += [(split, path, masks[stem]) for stem, path in stems.items()]
+  labels = {label for _, _, masks in pairs for label, _ in masks}
+  wanted, notes = _wanted(folder, labels, concept, overrule)
   items = []
-  for split, stems in images.items():
-    for stem, path in stems.items():
-      files = defaultdict(list)
-      for label, mask in masks[split][stem]:
-        if label in wanted:
-          files[wanted[label]].append(mask)
-      if files:
-        items.append(_item(path, dict(files), split, name))
-      elif not masks[split][stem]:
-        problems.append(f"{path.relative_to(folder)} has no mask")
+  for split, path, masks in pairs:
+    files = defaultdict(list)
+    for label, mask in masks:
+      if label in wanted:
+        files[wanted[label]].append(mask)
+    if files:
+      group = source_group(name, path.relative_to(folder))
+      items.append(_item(path, dict(files), split, group, name))
+    elif not masks:
+      problems.append(f"{path.relative_to(folder)} has no mask")
   return Source(name, folder, "masks", tuple(items), notes=notes, problems=tuple(problems))
 
 
@@ -63,7 +79,9 @@ def concept_of(label: str) -> str:
   return _CONCEPT_OF[words] if words in _CONCEPT_OF else words.removeprefix("segment ")
 
 
-def _wanted(folder: Path, labels: set[str], concept: str) -> tuple[dict[str, str], tuple]:
+def _wanted(
+  folder: Path, labels: set[str], concept: str, overrule: bool
+) -> tuple[dict[str, str], tuple]:
   """Returns label -> concept for the masks to take."""
   concepts = {label: concept_of(label) for label in labels if label}
   if "" in labels and not concept:
@@ -80,13 +98,19 @@ def _wanted(folder: Path, labels: set[str], concept: str) -> tuple[dict[str, str
     return fitting, ((f"masks of {', '.join(left)} are left out",) if left else ())
   if len(set(concepts.values())) == 1:
     (own,) = set(concepts.values())
+    # A label of nobody's ("mask") may be called anything; a known concept is what it says.
+    if own in SYNONYMS and not overrule:
+      raise UserError(
+        f"{folder}: the masks' names ask for {own!r}, not {concept!r}; "
+        f'read them as --source "{own}={folder}", or rename the masks'
+      )
     return dict.fromkeys(concepts, concept), (f"masks of {own!r} are taken as {concept!r}",)
   raise UserError(
     f"{folder}: no mask is of {concept!r}; there are {', '.join(sorted(set(concepts.values())))}"
   )
 
 
-def _item(path: Path, files: dict[str, list[Path]], split: str, source: str) -> Item:
+def _item(path: Path, files: dict[str, list[Path]], split: str, group: str, source: str) -> Item:
   def masks() -> dict[str, Image.Image]:
     return {concept: _union(paths) for concept, paths in files.items()}
 
@@ -94,11 +118,11 @@ def _item(path: Path, files: dict[str, list[Path]], split: str, source: str) -> 
     image_id=path.stem,
     image=path,
     split=split,
-    group=source_group(path.name),
+    group=group,
     source=source,
     concepts=tuple(sorted(files)),
     masks=masks,
-    annotations=sum(map(len, files.values())),
+    annotations=Counter({concept: len(paths) for concept, paths in files.items()}),
   )
 
 
@@ -110,26 +134,29 @@ def _union(paths: list[Path]) -> Image.Image:
   return Image.fromarray(np.maximum.reduce([np.asarray(mask) for mask in masks]))
 
 
-def _by_stem(folder: Path) -> tuple[dict[str, Path], list[str]]:
-  found, problems = {}, []
-  for path in _pictures(folder):
+def _by_stem(folder: Path, images: Path) -> tuple[dict[str, Path], list[str]]:
+  found = {}
+  paths, problems = contained(folder, _pictures(images))
+  for path in paths:
     if path.stem in found:
-      problems.append(f"{path.name} and {found[path.stem].name} share a stem")
-    found.setdefault(path.stem, inside(folder, path.name))
+      place = images.relative_to(folder)
+      problems.append(f"{place}: {path.name} and {found[path.stem].name} share a stem")
+    found.setdefault(path.stem, path)
   return found, problems
 
 
-def _paired(folder: Path, stems: dict[str, Path]) -> tuple[dict[str, list], list[str]]:
+def _paired(folder: Path, masks: Path, stems: dict[str, Path]) -> tuple[dict[str, list], list[str]]:
   """Returns stem -> [(label, mask file)]; the label is "" where the name has none."""
-  pairs, problems = {stem: [] for stem in stems}, []
-  for path in _pictures(folder):
+  pairs = {stem: [] for stem in stems}
+  paths, problems = contained(folder, _pictures(masks))
+  for path in paths:
     stem, separator, label = path.stem.rpartition("__")
     if path.stem in stems:
-      pairs[path.stem].append(("", inside(folder, path.name)))
+      pairs[path.stem].append(("", path))
     elif separator and stem in stems:
-      pairs[stem].append((label, inside(folder, path.name)))
+      pairs[stem].append((label, path))
     else:
-      problems.append(f"mask {folder.parent.name}/{folder.name}/{path.name} has no picture")
+      problems.append(f"mask {path.relative_to(folder)} has no picture")
   return pairs, problems
 
 

@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 
 from segflax.data import mask_folders
-from segflax.data.items import SPLIT_NAMES, Source
+from segflax.data.items import SPLIT_NAMES, Source, contained, source_name
 from segflax.errors import UserError
 
 CONCEPT_OF = {"taping_area": "taping area", "cracks": "crack"}
@@ -31,29 +31,31 @@ def read(folder: Path, concept: str) -> Source:
   parts = {name: path for name, path in _present(folder).items() if concept in ("", name)}
   if not parts:
     raise UserError(f"{folder} has no set for {concept!r}; it has {', '.join(_present(folder))}")
-  items, notes, problems = [], [], []
+  name = source_name(folder)
+  items, notes = [], []
+  within, problems = contained(folder, parts.values())
   for own, path in parts.items():
-    part = mask_folders.read(path, own)
+    if path not in within:
+      continue
+    # Named after its part, so that its groups are; the pictures are of one source all the same.
+    part = mask_folders.read(path, own, name=f"{name}/{path.name}", overrule=True)
     items += part.items
     notes += [f"{path.name}: {note}" for note in part.notes]
     problems += [f"{path.name}: {problem}" for problem in part.problems]
-    problems += _prompt_problems(path, own)
-  name = f"{folder.parent.name}/{folder.name}"
-  items = [
-    dataclasses.replace(item, source=f"{name}/{item.source.split('/')[-1]}") for item in items
-  ]
+    problems += _prompt_problems(folder, path, own)
+  items = [dataclasses.replace(item, source=name) for item in items]
   return Source(name, folder, "origin", tuple(items), notes=tuple(notes), problems=tuple(problems))
 
 
-def _prompt_problems(part: Path, own: str) -> list[str]:
-  problems = []
-  for split in SPLIT_NAMES:
-    for path in sorted((part / split / "prompts").glob("*.txt")):
-      for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        asked = mask_folders.concept_of(line) if line.strip() else own
-        if asked != own:
-          place = path.relative_to(part.parent)
-          problems.append(f"{place} asks for {asked!r}, its folder is of {own!r}")
+def _prompt_problems(folder: Path, part: Path, own: str) -> list[str]:
+  found = [p for split in SPLIT_NAMES for p in sorted((part / split / "prompts").glob("*.txt"))]
+  paths, problems = contained(folder, found)
+  for path in (path for path in paths if path.is_file()):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+      asked = mask_folders.concept_of(line) if line.strip() else own
+      if asked != own:
+        place = path.relative_to(folder)
+        problems.append(f"{place} asks for {asked!r}, its folder is of {own!r}")
   return problems
 
 

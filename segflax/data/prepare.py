@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from segflax.data import builder, fingerprint, mixing, splits
-from segflax.data.items import Item, Source
+from segflax.data.items import Item, Source, listed
 from segflax.data.progress import progress
 from segflax.data.survey import Look, survey
 from segflax.errors import UserError
 
 SPLIT_FILE = "splits.json"
-_SHOWN = 5  # problems that an error names in full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +76,7 @@ def prepare(
       cannot be made, or a data set is there already.
   """
   options = options or Options()
+  sources = mixing.distinct(sources)
   builder.check_target(data_dir, options.overwrite)
   items, looks, unreadable = _look_over(mixing.mix(sources), options.max_corrupt)
   pairs = list(fingerprint.near_duplicates(np.stack([look.print for look in looks])))
@@ -140,10 +140,10 @@ def _look_over(items: list[Item], max_corrupt: int) -> tuple[list[Item], list[Lo
   if len(unreadable) > max_corrupt:
     raise UserError(
       f"{len(unreadable)} pictures are unreadable, {max_corrupt} may be (--max_corrupt): "
-      f"{_some(unreadable)}"
+      f"{listed(unreadable)}"
     )
   if problems := [problem for look in looks for problem in look.problems]:
-    raise UserError(f"{len(problems)} masks do not fit: {_some(problems)}")
+    raise UserError(f"{len(problems)} masks do not fit: {listed(problems)}")
   usable = [(item, look) for item, look in zip(items, looks, strict=True) if not look.unreadable]
   if not usable:
     raise UserError("no picture can be read; the sources hold nothing to prepare")
@@ -174,13 +174,8 @@ def _describe(source: Source, options: Options) -> dict:
     "licenses": list(source.licenses),
     "pictures": len(source.items),
     "groups": len({item.group for item in source.items}),
-    "annotations": sum(item.annotations for item in source.items),
-    "boxes": sum(item.boxes for item in source.items),
+    "annotations": sum(item.annotations.total() for item in source.items),
+    "boxes": sum(item.boxes.total() for item in source.items),
     "weight": weights[source.name],
     "notes": list(source.notes),
   }
-
-
-def _some(sentences: Sequence[str]) -> str:
-  rest = len(sentences) - _SHOWN
-  return "; ".join(sentences[:_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")

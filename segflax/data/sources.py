@@ -3,14 +3,26 @@
 Each layout is a module with `recognises(folder) -> bool` and `read(folder, concept) -> Source`.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from segflax.data import coco, mask_folders, origin, tfds_source, yolo
-from segflax.data.items import Item, Source
+from segflax.data.items import Item, Source, listed
+from segflax.data.mixing import distinct
 from segflax.data.records import Example
 from segflax.errors import UserError
 
-__all__ = ["LAYOUTS", "Example", "Item", "Source", "read_named_source", "read_source"]
+__all__ = [
+  "LAYOUTS",
+  "Example",
+  "Item",
+  "Source",
+  "of_name",
+  "read_named_source",
+  "read_named_sources",
+  "read_source",
+]
 
 LAYOUTS = {  # in the order in which they are tried
   "tfds": tfds_source,
@@ -19,7 +31,6 @@ LAYOUTS = {  # in the order in which they are tried
   "masks": mask_folders,
   "yolo": yolo,
 }
-_SHOWN = 5  # problems that an error names in full
 
 
 def read_source(
@@ -34,7 +45,7 @@ def read_source(
     strict: Refuse a source with problems; otherwise they are listed in it.
 
   Raises:
-    UserError: The folder is missing, its layout is unknown, or records break rules.
+    UserError: The folder is missing or not of this layout, or records break rules.
   """
   folder = Path(folder)
   if not folder.is_dir():
@@ -44,11 +55,12 @@ def read_source(
   fitting = [name for name, module in LAYOUTS.items() if module.recognises(folder)]
   if not layout and not fitting:
     raise UserError(f"source {folder} is in no known layout; known are {', '.join(LAYOUTS)}")
+  if layout and layout not in fitting:
+    fits = f"it fits {', '.join(fitting)}" if fitting else f"known are {', '.join(LAYOUTS)}"
+    raise UserError(f"source {folder} is not in the layout {layout!r}; {fits}")
   source = LAYOUTS[layout or fitting[0]].read(folder, concept)
   if strict and source.problems:
-    rest = len(source.problems) - _SHOWN
-    more = f" and {rest} more (scripts/check_data.py lists them)" if rest > 0 else ""
-    raise UserError(f"{folder}: {'; '.join(source.problems[:_SHOWN])}{more}; mend these records")
+    raise UserError(f"{folder}: {listed(source.problems)}; mend these records")
   if strict and not source.items:
     raise UserError(f"source {folder} ({source.layout}) holds no picture")
   return source
@@ -63,3 +75,51 @@ def read_named_source(text: str, *, strict: bool = True) -> Source:
   if not colon or layout not in LAYOUTS:
     folder, layout = folder + colon + layout, ""
   return read_source(folder, concept.strip(), layout=layout, strict=strict)
+
+
+def read_named_sources(
+  texts: Sequence[str], licenses: Sequence[str] = (), *, strict: bool = True
+) -> list[Source]:
+  """Reads the sources of a command line; each gets a name of its own.
+
+  Args:
+    texts: [CONCEPT=]DIR[:LAYOUT] each.
+    licenses: SOURCE=TEXT or CONCEPT=TEXT each, for what the folders do not say themselves.
+    strict: As for `read_source`.
+
+  Raises:
+    UserError: As `read_source`; or a licence is of no source.
+  """
+  sources = distinct([read_named_source(text, strict=strict) for text in texts])
+  for text in licenses:
+    named, stated = of_name(sources, text, "--license")
+    sources = [
+      dataclasses.replace(s, licenses=(*s.licenses, stated)) if s.name in named else s
+      for s in sources
+    ]
+  return sources
+
+
+def of_name(sources: Sequence[Source], text: str, option: str) -> tuple[list[str], str]:
+  """Returns the sources that NAME=VALUE is about, and VALUE.
+
+  Args:
+    sources: All of them.
+    text: NAME is a source's name, or a concept: then those are meant that show only it.
+    option: Where the text stands, for the error.
+
+  Raises:
+    UserError: No source is meant, or there is no value.
+  """
+  names = {source.name: [source.name] for source in sources}
+  for source in sources:
+    if len(source.concepts) == 1 and source.concepts[0] not in names:
+      names[source.concepts[0]] = [s.name for s in sources if s.concepts == source.concepts]
+  # A name may hold "=" itself: the longest that fits is meant.
+  for name in sorted(names, key=len, reverse=True):
+    if text.startswith(f"{name}=") and text.removeprefix(f"{name}=").strip():
+      return names[name], text.removeprefix(f"{name}=").strip()
+  raise UserError(
+    f"{option}={text}: no source or concept is called {text.partition('=')[0]!r}, or nothing "
+    f"follows it; NAME=VALUE is needed, the names are {', '.join(names)}"
+  )

@@ -1,6 +1,7 @@
 """Any TFDS data set in ArrayRecord with a picture and a mask; one that we wrote, too."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -9,7 +10,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from segflax.data import builder
 from segflax.data.decode import load_mask
-from segflax.data.items import Item, Source, official_split
+from segflax.data.items import Item, Source, official_split, source_group, source_name
 from segflax.errors import UserError
 
 _MASKS = ("mask", "segmentation_mask", "segmentation", "label", "annotation")
@@ -37,7 +38,7 @@ def read(folder: Path, concept: str) -> Source:
       f"{path} is stored as {tfds_builder.info.file_format.value}; "
       "prepare it with file_format='array_record', which needs no TensorFlow"
     )
-  name = f"{folder.parent.name}/{folder.name}"
+  name = source_name(folder)
   ours = json.loads((path / "metadata.json").read_text()) if _is_ours(path) else None
   if ours:
     items = _our_items(path, concept, name)
@@ -78,7 +79,7 @@ def _our_item(records, number: int, record: dict, concepts: tuple, split: str, s
     source=source,
     concepts=concepts,
     masks=masks,
-    annotations=len(concepts),
+    annotations=Counter(concepts),
   )
 
 
@@ -88,22 +89,31 @@ def _foreign_items(tfds_builder, image: str, mask: str, concept: str, source: st
   for split in tfds_builder.info.splits:
     records = tfds_builder.as_data_source(split=split, deserialize_method=raw)
     for number in range(len(records)):
-      feature = _parse(records[number])
-      named = [feature[n].bytes_list.value[0].decode() for n in _NAMES if n in feature]
-      stem = Path(named[0]).stem if named else f"{tfds_builder.name}_{split}_{number:06d}"
+      file_name = _file_name(records[number]) or f"{tfds_builder.name}_{split}_{number:06d}"
       items.append(
         Item(
-          image_id=stem,
+          image_id=Path(file_name).stem,
           image=lambda records=records, n=number: _bytes(records[n], image),
           split=official_split(split),
-          group=stem,
+          group=source_group(source, Path(split) / file_name),
           source=source,
           concepts=(concept,),
           masks=lambda records=records, n=number: {concept: load_mask(_bytes(records[n], mask))},
-          annotations=1,
+          annotations=Counter([concept]),
         )
       )
   return items
+
+
+def _file_name(record: bytes) -> str:
+  """Returns what a record calls its picture: a text, or a number in decimal; "" for nothing."""
+  feature = _parse(record)
+  for name in (name for name in _NAMES if name in feature):
+    for text in feature[name].bytes_list.value:
+      return text.decode(errors="replace")
+    for number in feature[name].int64_list.value:
+      return str(number)
+  return ""
 
 
 def _parse(record: bytes):

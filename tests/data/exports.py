@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
+import skimage.draw
 from PIL import Image
 
 SIZE = 80, 64  # width, height
@@ -43,6 +46,17 @@ def walls(n=6, splits=("train", "train", "valid"), seed=0, name="wall") -> list[
 def write_picture(path: Path, wall: Wall, **options):
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(wall.pixels).save(path, **options)
+
+
+def write_bomb(path: Path):
+  """Writes a PNG of a few bytes whose header promises 10^10 pixels."""
+  header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+  chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+  content = b"\x89PNG\r\n\x1a\n"
+  for kind, data in chunks:
+    content += struct.pack(">I", len(data)) + kind + data
+    content += struct.pack(">I", zlib.crc32(kind + data))
+  path.write_bytes(content)
 
 
 def coco_content(of_split: list[Wall], suffix=".png") -> dict:
@@ -113,3 +127,29 @@ def write_masks(folder: Path, content: list[Wall], masks: dict, label="__segment
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(masks[wall.name].astype(np.uint8) * np.uint8(high)).save(path)
   return folder
+
+
+def truth(content: list[Wall]) -> dict[str, np.ndarray]:
+  """Returns name -> mask, from scikit-image, which takes (row, column) at the pixel's corner."""
+  width, height = SIZE
+  masks = {}
+  for wall in content:
+    mask = np.zeros((height, width), bool)
+    for outline in wall.outlines:
+      points = np.reshape(outline, (-1, 2))[:, ::-1] - 0.5
+      mask |= skimage.draw.polygon2mask((height, width), points)
+    masks[wall.name] = mask
+  return masks
+
+
+def masks_of(source, concept="crack") -> dict[str, np.ndarray]:
+  """Returns image id -> mask of a source that was read."""
+  return {item.image_id: np.asarray(item.masks()[concept]) > 0 for item in source.items}
+
+
+def assert_agree(found: dict[str, np.ndarray], truth: dict[str, np.ndarray]):
+  assert found.keys() == truth.keys()
+  for name, mask in truth.items():
+    union = (mask | found[name]).sum()
+    assert (mask & found[name]).sum() / union > 0.999, name
+    assert mask.any()

@@ -1,5 +1,6 @@
 """check_data finds what was planted, each defect by its kind and place."""
 
+import html
 import json
 import re
 import runpy
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segflax.data import builder, check_page
-from segflax.data.check import ERROR, WARNING, check
+from segflax.data import builder, check_page, check_report
+from segflax.data.check import ERROR, INFO, WARNING, check
 from segflax.data.sources import read_source
+from segflax.data.survey import Look
 
 _SCRIPT = Path(__file__).parents[2] / "scripts/check_data.py"
 
@@ -46,8 +48,13 @@ def _spoil_coco(split, data):
   data["images"][18]["width"] = 90
   data["images"][19]["height"] = -1
   data["images"][20]["id"] = 21
+  _annotation(data, 39, segmentation=[])
   data["annotations"] = [a for a in data["annotations"] if a["image_id"] != 22]
   _annotation(data, 28, segmentation=[[5, 50, 70, 50, 70, 58, 5, 58]])
+
+
+def _without_pictures(split, data):
+  data["images"] = data["annotations"] = []
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,7 @@ def report(tmp_path_factory):
   Image.fromarray(content[31].pixels).resize((40, 32)).save(train / "w31.png")
   mirrored = Image.fromarray(content[32].pixels).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   mirrored.save(train / "w33.png")
+  exports.write_bomb(train / "w38.png")
 
   masks = {f"m{i}": np.zeros((64, 80), bool) for i in range(8)}
   for mask in masks.values():
@@ -87,7 +95,8 @@ def report(tmp_path_factory):
   for label in (lines / "valid/labels").iterdir():
     label.write_text("")
 
-  named = ((folder, "crack"), (plain, ""), (lines, "crack"))
+  nothing = exports.write_coco(root / "nothing", exports.walls(1), _without_pictures)
+  named = ((folder, "crack"), (plain, ""), (lines, "crack"), (nothing, "crack"))
   return check([read_source(path, concept, strict=False) for path, concept in named])
 
 
@@ -103,7 +112,7 @@ PLANTED = [
   ("broken record", ERROR, "annotation 8: RLE is for"),
   ("broken record", ERROR, "annotation 9: the box is 0 wide"),
   ("broken record", ERROR, "annotation 10: neither an outline nor a box"),
-  ("source note", WARNING, "annotations 11, 15 reach beyond their picture"),
+  ("source note", INFO, "annotations 11, 15 reach beyond their picture"),
   ("full mask", ERROR, "w12.png, 'crack': 100% is foreground"),
   ("very large mask", WARNING, "w13.png, 'crack': 78% is foreground; is the mask inverted"),
   ("speck", WARNING, "w14.png, 'crack': only 4 pixels"),
@@ -113,7 +122,7 @@ PLANTED = [
   ("mask does not fit", ERROR, "w18.png: the mask of 'crack' is 90x64, its picture 80x64"),
   ("broken record", ERROR, "image 19: size 80x-1"),
   ("broken record", ERROR, "image 21: this id occurs twice"),
-  ("empty mask", WARNING, "w22.png, 'crack'"),
+  ("empty mask", INFO, "w22.png, 'crack'"),
   ("unreadable picture", ERROR, "w23.png is damaged"),
   ("unreadable picture", ERROR, "w24.png is none of JPEG, PNG"),
   ("blank picture", ERROR, "w25.png has one colour"),
@@ -125,7 +134,7 @@ PLANTED = [
   ("mask does not fit", ERROR, "w31.png: the mask of 'crack' is 80x64, its picture 40x32"),
   ("near-duplicate", WARNING, r"w32.png and .*w33.png show the same \(0.9"),
   ("small picture", WARNING, "w31.png is 40x32"),
-  ("several sizes", WARNING, "80x64"),
+  ("several sizes", INFO, "80x64"),
   ("broken record", ERROR, "mask train/masks/n0__x.png has no picture"),
   ("broken record", ERROR, "train/images/m0.png has no mask"),
   ("mask does not fit", ERROR, "the mask of 'crack' is 40x40"),
@@ -139,8 +148,11 @@ PLANTED = [
   ("broken record", ERROR, "y0.txt, line 2: 2 numbers are neither"),
   ("broken record", ERROR, "y0.txt, line 3: not numbers"),
   ("broken record", ERROR, "label train/labels/lost.txt has no picture"),
-  ("source note", WARNING, "1 pictures have no label file"),
+  ("source note", INFO, "1 pictures have no label file"),
   ("concept missing in split", ERROR, "no picture of val shows 'crack'"),
+  ("unreadable picture", ERROR, "w38.png has more than 89478485 pixels"),
+  ("boxes among outlines", WARNING, "1 pictures have boxes among outlines of 'crack'"),
+  ("no picture", ERROR, "nothing holds no usable picture"),
 ]
 
 
@@ -152,7 +164,7 @@ def test_planted_defects_are_found(report, kind, level, message):
 
 
 def test_sound_pictures_are_not_blamed(report):
-  sound = {"w34", "w35", "w36", "w37", "w38", "w39", "v2", "v3", "v4", "v5", "m5", "m6", "m7"}
+  sound = {"w34", "w35", "w36", "w37", "v2", "v3", "v4", "v5", "m5", "m6", "m7"}
   blamed = {report.items[n].image_id for f in report.findings for n in f.items}
   boxes = {"m5", "m6", "m7"}  # rightly: they are boxes
   assert blamed & sound <= boxes
@@ -178,6 +190,7 @@ def test_the_page_shows_everything_and_needs_nothing(report):
   assert "<script" not in page
   for finding in report.findings:
     assert f"{finding.kind} (" in page
+    assert html.escape(finding.message) in page
   assert "thickness, pixels" in page
 
 
@@ -195,9 +208,15 @@ def _run(monkeypatch, *arguments):
 
 
 def test_exit_codes(tmp_path, monkeypatch, capsys):
-  good = exports.write_coco(tmp_path / "good", exports.walls(12))
-  assert _run(monkeypatch, f"--source=crack={good}", f"--page={tmp_path / 'page.html'}") == 0
-  assert (tmp_path / "page.html").stat().st_size > 10_000
+  walls = exports.walls(12)
+  for wall in walls[:2]:
+    wall.outlines = []  # vouched to be empty
+  good = exports.write_coco(tmp_path / "good", walls)
+  page, listing = tmp_path / "page.html", tmp_path / "all.json"
+  arguments = [f"--source=crack={good}", f"--page={page}", f"--json={listing}", "--strict"]
+  assert _run(monkeypatch, *arguments) == 0
+  assert page.stat().st_size > 10_000
+  assert json.loads(listing.read_text())["levels"] == {"error": 0, "warning": 0, "info": 2}
   assert "0 errors" in capsys.readouterr().out
   path = good / "train/_annotations.coco.json"
   data = json.loads(path.read_text())
@@ -210,3 +229,86 @@ def test_exit_codes(tmp_path, monkeypatch, capsys):
   assert _run(monkeypatch, f"--source=crack={good}") == 1
   assert "annotation 0: image_id 99 is not among the images" in capsys.readouterr().out
   assert _run(monkeypatch, f"--source=crack={tmp_path / 'nowhere'}") == 2
+
+
+def test_a_licence_given_by_hand_satisfies_strict(tmp_path, monkeypatch, capsys):
+  good = exports.write_yolo(tmp_path / "good", exports.walls(12))
+  assert _run(monkeypatch, f"--source={good}", "--strict") == 1
+  assert "say it with --license" in capsys.readouterr().out
+  assert _run(monkeypatch, f"--source={good}", "--strict", "--license=crack=MIT") == 0
+
+
+def test_everything_is_listed_in_the_json_report(report):
+  whole = check_report.as_json(report)
+  json.dumps(whole)
+  assert [f["message"] for f in whole["findings"]] == [f.message for f in report.findings]
+  assert len(whole["pictures"]) == len(report.items)
+  (leak,) = (f for f in whole["findings"] if f["kind"] == "leak: source picture")
+  assert [Path(place).name for place in leak["pictures"]] == [
+    "IMG_1_jpg.rf.a.png",
+    "IMG_1_jpg.rf.b.png",
+  ]
+
+
+def test_a_terminal_gets_a_few_findings_of_a_kind(report):
+  text = check_report.text(report)
+  assert re.search(r"ERROR broken record: \d\d\n(  .*\n){3}  and \d+ more\n", text)
+  assert text.endswith("findings in all; --page and --json have all")
+
+
+def _two_categories(split, data):
+  """Every other picture has tape instead of a crack, as a box; the last a sliver of tape."""
+  data["categories"].append({"id": 2, "name": "tape"})
+  for annotation in data["annotations"][::2]:
+    annotation |= {"category_id": 2, "segmentation": []}
+  data["annotations"][0] |= {"segmentation": [[9.6, 9.6, 9.9, 9.6, 9.9, 9.9]]}
+
+
+def test_two_categories_are_judged_each_for_itself(tmp_path):
+  folder = exports.write_coco(tmp_path, exports.walls(12), _two_categories)
+  report = check([read_source(folder)])
+  rows = {row[1:3]: row[3:7] for row in check_report.counts(report)[1:]}
+  # pictures, groups, empty, boxes
+  assert rows["train", "NewCracks - v2"] == (8, 8, 4, 0)
+  assert rows["train", "tape"] == (8, 8, 5, 3)
+  kinds = report.kinds()
+  assert [Path(f.message).name for f in kinds["annotations without a pixel"]] == [
+    "wall0.png, 'tape': no pixel is foreground",
+    "wall2.png, 'tape': no pixel is foreground",
+  ]
+  assert len(kinds["empty mask"]) == 12
+  assert "boxes among outlines of 'tape'" in kinds["boxes among outlines"][0].message
+  assert len(kinds["boxes among outlines"]) == 1
+
+
+def test_a_bad_mask_among_two_copies_ends_no_check(tmp_path):
+  walls = exports.walls(6)
+  walls[1].seed = walls[0].seed
+  folder = exports.write_masks(tmp_path, walls, exports.truth(walls))
+  (folder / "train/masks/wall1__segment_crack.png").write_text("no picture")
+  kinds = check([read_source(folder)]).kinds()
+  assert len(kinds["mask does not fit"]) == len(kinds["duplicate file"]) == 1
+  assert "contradicting masks" not in kinds
+
+
+def test_each_concept_has_one_colour_on_the_page(tmp_path):
+  sources = []
+  for number in range(5):
+    walls = exports.walls(2, splits=("train",), seed=number, name=f"c{number}_")
+    folder = exports.write_masks(
+      tmp_path / str(number), walls, {w.name: np.eye(64, 80, dtype=bool) for w in walls}, "__x"
+    )
+    sources.append(read_source(folder, f"concept {number}"))
+  report = check(sources)
+  colours = check_page.colours(report)
+  assert len(set(colours.values())) == 4
+  assert colours["concept 4"] == colours["concept 0"]  # the fifth begins again
+  for concept, (red, green, blue) in colours.items():
+    assert f"rgb({red}, {green}, {blue})" in check_page.page(report)
+    assert f"</span>{concept}" in check_page.page(report)
+  last = report.items[-1], report.looks[-1]
+  plain = np.asarray(check_page.overlay(report.items[-1], Look(), colours), int)
+  for colour in ((255, 0, 0), (0, 0, 255)):
+    drawn = np.asarray(check_page.overlay(*last, {"concept 4": colour}), int)
+    changed = (drawn - plain)[np.abs(drawn - plain).sum(-1) > 150]
+    assert changed.mean(0).argmax() == np.argmax(colour)
