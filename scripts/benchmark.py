@@ -53,6 +53,7 @@ def _task(kind: str, size: int, batch: int = 8, **options) -> dict:
     "bfloat16": False,
     "compiled": False,
     "trainable": "decoder",
+    "cached": 0,  # views in the feature cache that training reads instead of pictures
     "text_length": 7,
   }
   return task | options
@@ -69,11 +70,12 @@ def make_cases() -> dict[str, Case]:
         peer = Side(f"torch{suffix}", "torch_side.py", _task("train", size, **low, **options))
         cases[f"train-{size}-{dtype}{suffix}"] = Case("pictures", ours, peer)
       four = {"batch": 1, "prompts": 4, **low}
-      cases[f"predict4-{size}-{dtype}"] = Case(
-        "masks",
-        Side("segflax", "jax_side.py", _task("predict", size, **four)),
-        Side("torch", "torch_side.py", _task("predict", size, **four)),
-      )
+      for suffix, options in (("", {}), ("-compiled", {"compiled": True})):
+        cases[f"predict4-{size}-{dtype}{suffix}"] = Case(
+          "masks",
+          Side("segflax", "jax_side.py", _task("predict", size, **four)),
+          Side(f"torch{suffix}", "torch_side.py", _task("predict", size, **four, **options)),
+        )
       one, two = (_task("predict", size, batch=1, prompts=q, **low) for q in (1, 2))
       cases[f"predict2-{size}-{dtype}"] = Case(
         "pictures",
@@ -84,7 +86,7 @@ def make_cases() -> dict[str, Case]:
       cases[f"two_prompts-{size}-{dtype}"] = Case(
         "pairs", Side("two prompts", "jax_side.py", two), ours._replace(label="one prompt")
       )
-      cached = Side("from cache", "jax_side.py", _task("cached", size, **low))
+      cached = Side("from cache", "jax_side.py", _task("train", size, **low, cached=1))
       cases[f"cached-{size}-{dtype}"] = Case("pictures", cached, ours._replace(label="uncached"))
       full = {"trainable": "vision", **low}
       for suffix, options in (("", {}), ("-compiled", {"compiled": True})):
@@ -101,6 +103,10 @@ class Process:
 
   def __init__(self, side: Side, hf_config: dict, batch: int | None, huge_pages_too: bool):
     with_pages = huge_pages_too or side.script == "jax_side.py"
+    # As main.py does. The peer runs as its user starts it; --huge_pages gives it the same.
+    environment = huge_pages.environment() if with_pages else dict(os.environ)
+    # Both sides hold a GPU at once: neither may take what the other needs.
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     self.task = side.task | ({"batch": batch} if batch else {})
     argument = json.dumps(self.task | {"hf_config": hf_config})
     self._process = subprocess.Popen(
@@ -108,8 +114,7 @@ class Process:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
-      # As main.py does. The peer runs as its user starts it; --huge_pages gives it the same.
-      env=huge_pages.environment() if with_pages else None,
+      env=environment,
     )
     self.facts = self._answer()
 
@@ -183,8 +188,30 @@ class Preset(NamedTuple):
     return side._replace(task=side.task | ({"size": self.size} if self.size else {}))
 
 
+def matrix_rate(bfloat16: bool, n: int, hf_config: dict) -> float:
+  """Returns the FLOP/s that this machine reaches in a product of two n x n matrices."""
+  side = Side("matmul", "jax_side.py", _task("matmul", 16, bfloat16=bfloat16, matmul=n))
+  process = Process(side, hf_config, None, True)
+  seconds = statistics.median(process.call() for _ in range(7))
+  process.finish()
+  return 2 * n**3 / seconds
+
+
+def share_of(row: dict, case: Case, preset: "Preset", rate: float) -> float | None:
+  """Returns the share of the matrix rate that our side of a training case reaches."""
+  task = preset.shrink(case.ours).task
+  if task["kind"] != "train" or task["cached"] or task["trainable"] != "decoder":
+    return None
+  from segflax import flops
+  from segflax.models.config import CLIPSegConfig
+
+  architecture = CLIPSegConfig.from_hf(preset.hf_config)
+  work = flops.decoder_step(architecture, task["size"], task["prompts"])
+  per_unit = work if case.unit == "pictures" else work / task["prompts"]
+  return per_unit * row["ours_per_second"] / rate
+
+
 def make_preset(name: str, batch: int | None) -> Preset:
-  os.environ.setdefault("JAX_PLATFORMS", "")
   from segflax.models.config import CLIPSegConfig
 
   if name == "full":
@@ -202,6 +229,9 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--pause", type=float, default=0.3, help="seconds before every call")
   parser.add_argument("--preset", choices=("full", "tiny"), default="full")
   parser.add_argument("--huge_pages", action="store_true", help="give the peer huge pages, too")
+  parser.add_argument(
+    "--peak", type=int, default=0, metavar="N", help="also give the share of an NxN product's rate"
+  )
   parser.add_argument("--json", help="append one line per case to this file")
   args = parser.parse_args(argv)
   if unknown := [name for name in args.cases if name not in cases]:
@@ -210,14 +240,32 @@ def main(argv: list[str]) -> int:
     print("\n".join(cases))
     return 0
   preset = make_preset(args.preset, args.batch)._replace(huge_pages=args.huge_pages)
-  print("| case | ours | peer | ratio | peak memory GiB, ours and peer | load before |")
-  print("| --- | --- | --- | --- | --- | --- |")
+  rates = {}
+  for bfloat16 in {"bfloat16" in name for name in args.cases} if args.peak else ():
+    rates[bfloat16] = matrix_rate(bfloat16, args.peak, preset.hf_config)
+    dtype = "bfloat16" if bfloat16 else "float32"
+    print(f"{dtype} product of {args.peak} x {args.peak}: {rates[bfloat16] / 1e9:.0f} GFLOP/s\n")
+  columns = (
+    "case",
+    "ours",
+    "peer",
+    "ratio",
+    "peak memory GiB, ours and peer",
+    "share",
+    "load before",
+  )
+  print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
   for name in args.cases:
     row = run_case(name, cases[name], preset, args.rounds, args.pause)
+    share = None
+    if rates:
+      share = share_of(row, cases[name], preset, rates["bfloat16" in name])
+    row["share_of_matrix_rate"] = share
     print(
       f"| {name} | {row['ours']} {row['ours_per_second']:.2f} {row['unit']}/s "
       f"| {row['peer']} {row['peer_per_second']:.2f} | {row['ratio']:.2f} "
-      f"| {row['ours_peak_gib']:.2f}, {row['peer_peak_gib']:.2f} | {row['load_before']:.1f} |",
+      f"| {row['ours_peak_gib']:.2f}, {row['peer_peak_gib']:.2f} "
+      f"| {'' if share is None else f'{share:.0%}'} | {row['load_before']:.1f} |",
       flush=True,
     )
     if args.json:

@@ -55,8 +55,13 @@ def train_step_and_shapes(
   else:
     table = {"condition": one((PROMPTS, model.config.projection_dim), jnp.float32)}
   b, q, s = batch_size, config.data.prompts_per_picture, config.image_size
-  batch = {
-    "image": split((b, s, s, 3), jnp.uint8),
+  if config.cache_features:  # Then the tower has run already.
+    c = model.config
+    tap = split((b, 1 + (s // c.patch_size) ** 2, c.vision_width), jnp.bfloat16)
+    picture = {"taps": (tap,) * len(c.taps), "view_key": split((b, 2), jnp.uint32)}
+  else:
+    picture = {"image": split((b, s, s, 3), jnp.uint8)}
+  batch = picture | {
     "mask": split((b, q, s, s), jnp.uint8),
     "prompt": split((b, q), jnp.int32),
     "valid": split((b, q), jnp.bool_),

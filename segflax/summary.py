@@ -147,7 +147,7 @@ def make_summary(
     "training_args": training_args,
     "best_val_iou": value("val_iou"),
     "best_val_dice": value("val_dice"),
-    "definitions": {n: DEFINITIONS[n[4:]] for n in best if n[4:] in DEFINITIONS},
+    "definitions": {n: DEFINITIONS[n[4:]] for n in names if n[4:] in DEFINITIONS},
     "stopped": stopped,
     "timings": timings,
     "speed": speed,

@@ -19,8 +19,13 @@ def benchmark(*arguments: str) -> subprocess.CompletedProcess:
 def test_without_a_case_it_names_them():
   names = benchmark().stdout.split()
   assert {"train-352-float32", "train-512-bfloat16-compiled", "predict4-352-float32"} <= set(names)
-  assert {"two_prompts-352-float32", "cached-352-float32", "full-512-bfloat16"} <= set(names)
-  assert len(names) == len(set(names)) == 28
+  assert {
+    "two_prompts-352-float32",
+    "cached-352-float32",
+    "full-512-bfloat16",
+    "predict2-512-float32",
+  } <= set(names)
+  assert len(names) == len(set(names)) == 36
 
 
 def test_an_unknown_case_is_refused_with_the_names():

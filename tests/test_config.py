@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import baseline
@@ -78,6 +78,7 @@ def test_a_machine_without_git_saves_its_config(tmp_path, monkeypatch):
   assert content["config"]["lr"] == 1e-4
 
 
+@settings(deadline=None, max_examples=30)
 @given(
   st.dictionaries(
     st.sampled_from(["lr", "seed", "epochs", "image_size", "data.max_corrupt", "augment.noise"]),
@@ -94,6 +95,7 @@ def test_changed_fields_are_exactly_those_that_differ(tmp_path_factory, override
   assert set(config_lib.changes(changed, folder)) == differing
 
 
+@settings(deadline=None, max_examples=50)
 @given(
   lr=st.floats(1e-6, 1.0),
   warmup=st.integers(0, 50),

@@ -1,8 +1,12 @@
 """Our side of scripts/benchmark.py: the step that training runs, and what a Predictor runs."""
 
+import atexit
+import itertools
 import json
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -12,14 +16,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import unflatten_dict
 from timing import serve
 
 from configs import baseline
-from segflax import build, losses, sharding
+from segflax import build, feature_cache, sharding
 from segflax.dry_step import train_step_and_shapes
-from segflax.models.clipseg import CLIPSeg, CLIPSegConfig, encode_pictures, param_shapes
+from segflax.feature_cache import CachedStream
+from segflax.models.clipseg import CLIPSeg, CLIPSegConfig, param_shapes
+from segflax.models.processor import Processor
+from segflax.predict import Predictor
 from segflax.train_state import split_params
 
 task = json.loads(sys.argv[1])
@@ -28,6 +34,7 @@ config = baseline.get_config()
 config.update(image_size=size, mixed_precision=task["bfloat16"])
 config.trainable = {"decoder": "decoder", "vision": r"decoder/.*|vision/.*"}[task["trainable"]]
 config.data.prompts_per_picture = q
+config.cache_features = task["cached"]
 architecture = CLIPSegConfig.from_hf(task["hf_config"])
 dtype = jnp.bfloat16 if task["bfloat16"] else jnp.float32
 model = CLIPSeg(architecture, dtype=dtype)
@@ -60,7 +67,18 @@ def train():
   state, frozen, table = sharding.replicate((state, frozen, table), mesh)
   if not task["bfloat16"]:
     params.clear()  # As train.py: only bfloat16 keeps the exact weights on the host besides.
-  batch = {
+  batches = cached_batches() if config.cache_features else itertools.repeat(make_batch())
+
+  def call():
+    nonlocal state
+    state = compiled(state, frozen, table, sharding.shard_batch(next(batches), mesh))
+    jax.block_until_ready(state)
+
+  return call
+
+
+def make_batch() -> dict:
+  return {
     "image": pictures,
     "mask": masks,
     "prompt": prompts,
@@ -69,58 +87,45 @@ def train():
     "index": np.arange(b, dtype=np.int32),
   }
 
-  def call():
-    nonlocal state
-    state = compiled(state, frozen, table, sharding.shard_batch(batch, mesh))
-    jax.block_until_ready(state)
 
-  return call
-
-
-def cached():
-  """The decoder's update from taps as the feature cache delivers them."""
-  loss_fn, tx = losses.make_loss(config.loss), optax.adamw(1e-4)
-  tx = optax.chain(optax.clip_by_global_norm(config.gradient_clip), tx)
+def cached_batches():
+  """Batches as CachedStream makes them, from a cache on disk; what is in it does not matter."""
   tokens = (size // architecture.patch_size) ** 2 + 1
-  shape = (b, tokens, architecture.vision_width)
-  taps = tuple(rng.normal(size=shape).astype(jnp.bfloat16) for _ in architecture.taps)
-  condition = jax.random.normal(jax.random.key(1), (b, q, architecture.projection_dim))
-  others = {name: leaf for name, leaf in params.items() if name == "logit_scale"}
+  row = (len(architecture.taps), tokens, architecture.vision_width)
+  folder = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, folder)
+  layout = feature_cache.make_layout(
+    folder, content="", weights={}, pictures=4 * b, views=1, row=row, seed=0, settings={}
+  )
 
-  def loss(decoder, taps, mask):
-    variables = {"params": {"decoder": decoder, **others}}
-    logits = model.apply(variables, taps, condition, (size, size), method="decode")
-    return loss_fn(logits, mask.astype(jnp.float32) / 255).mean()
+  def encode(images, keys):
+    del images, keys
+    return tuple(rng.standard_normal((b, *row[1:]), np.float32) for _ in architecture.taps)
 
-  @jax.jit
-  def update(decoder, opt_state, taps, mask):
-    updates, opt_state = tx.update(jax.grad(loss)(decoder, taps, mask), opt_state, decoder)
-    return optax.apply_updates(decoder, updates), opt_state
+  feature_cache.build(layout, lambda index: pictures[0], encode, batch_size=b)
+  batch = make_batch()
+  del batch["image"]
+  epoch = [batch | {"index": np.arange(b, dtype=np.int32) + b * i} for i in range(4)]
+  return CachedStream(_Endless(itertools.cycle(epoch)), feature_cache.FeatureCache(layout))
 
-  state = (params["decoder"], tx.init(params["decoder"]))
 
-  def call():
-    nonlocal state
-    state = jax.block_until_ready(update(*state, taps, masks))
+class _Endless:
+  """What CachedStream needs of a training stream."""
 
-  return call
+  steps_per_epoch, num_examples = 4, 4 * b
+
+  def __init__(self, batches):
+    self._batches = batches
+
+  def __next__(self):
+    return next(self._batches)
 
 
 def predict():
-  @jax.jit
-  def masks_of(params, pictures, condition):
-    taps = encode_pictures(model, params, pictures)
-    logits = model.apply({"params": params}, taps, condition, (size, size), method="decode")
-    return jax.nn.sigmoid(logits)
-
-  # Prompts are encoded once for all pictures, as the Predictor does.
-  condition = jax.random.normal(jax.random.key(1), (b, q, architecture.projection_dim))
-  held = {name: jax.tree.map(_held, leaf) for name, leaf in params.items() if name != "text"}
-
-  def call():
-    np.asarray(masks_of(held, pictures, condition))
-
-  return call
+  """What a user calls: pictures and prompts in, probabilities out; prompts are encoded once."""
+  predictor = Predictor(model, params, Processor.byte_level(size), batch_size=b)
+  texts = [f"segment thing {i}" for i in range(q)]
+  return lambda: predictor(list(pictures), texts, tile=None)
 
 
 def matmul():
@@ -132,15 +137,11 @@ def matmul():
   return lambda: product(x, x).block_until_ready()
 
 
-def _held(leaf):
-  return leaf.astype(dtype) if leaf.ndim else leaf
-
-
 def device_peak():
   stats = jax.local_devices()[0].memory_stats()
   return stats["peak_bytes_in_use"] if stats else None
 
 
-KINDS = {"train": train, "cached": cached, "predict": predict, "matmul": matmul}
+KINDS = {"train": train, "predict": predict, "matmul": matmul}
 kind = jax.devices()[0].device_kind
 serve(KINDS[task["kind"]](), device_peak=device_peak, device=kind, version=f"jax {jax.__version__}")

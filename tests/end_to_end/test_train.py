@@ -191,7 +191,7 @@ def test_a_run_without_compiling_after_its_first_epoch(walls, tmp_path):
   ("changes", "message"),
   [
     ({"data_dir": "/nowhere", "synthetic__train_pictures": 0}, "/nowhere"),
-    ({"image_size": 33}, "image_size 33 is not a multiple of patch_size 8; use 32"),
+    ({"image_size": 33}, "image_size 33 is not a multiple of patch_size 8; use 40"),
     ({"model__pretrained": "/nowhere/model"}, "/nowhere/model"),
     ({"model__preset": "rd65"}, "rd64-refined"),
     ({"batch_size": 0}, "batch_size 0"),
