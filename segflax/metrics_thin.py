@@ -29,6 +29,18 @@ DEFINITIONS = {
   "ap": "average precision over the pixels of all pictures (scikit-learn's definition), of "
   "probabilities rounded to 1/65535",
 }
+PAPER_DEFINITIONS = {
+  "clipseg.ap": "Simpson's integral of precision over recall at the thresholds .02 to .98, from "
+  "counts summed over pictures and prompts, 1 added to every denominator; comparable with the "
+  "CLIPSeg paper only",
+  "clipseg.fgiou_best": "tp / (1 + tp + fp + fn) of summed counts, at the best of the thresholds "
+  ".02 to .98 on the split itself, as the paper has it",
+  "clipseg.fgiou_best_t": "the threshold of clipseg.fgiou_best",
+  "clipseg.fgiou_0.5": "the same IoU at 0.5",
+  "clipseg.biniou_best": "mean of foreground and background IoU of summed counts (1 added to the "
+  "denominators), at the best threshold on the split itself",
+  "clipseg.biniou_0.5": "the same at 0.5",
+}
 
 
 def _harmonic(a: float, b: float) -> float:
@@ -111,13 +123,19 @@ def width_bins() -> list[str]:
   return [width_bin(edge) for edge in (*WIDTH_EDGES, WIDTH_EDGES[-1] + 1)]
 
 
-def picture_metrics(prediction: Mask, truth: Mask) -> dict[str, float]:
-  """Returns the metrics of one picture and prompt that need its pixels, and the truth's width."""
+def picture_metrics(
+  prediction: Mask, truth: Mask, truth_skeleton: Mask | None = None
+) -> dict[str, float]:
+  """Returns the metrics of one picture and prompt that need its pixels.
+
+  Args:
+    prediction: mask of the model.
+    truth: mask to compare with.
+    truth_skeleton: made here if None; one serves every threshold.
+  """
   prediction, truth = np.asarray(prediction) > 0, np.asarray(truth) > 0
-  skeleton = skeletonize(truth)
   close = {f"f1@{t:g}px": v for t, v in f1_within(prediction, truth).items()}
-  score = cl_dice(prediction, truth, truth_skeleton=skeleton)
-  return close | {"cldice": score, "width": width(truth, skeleton)}
+  return close | {"cldice": cl_dice(prediction, truth, truth_skeleton=truth_skeleton)}
 
 
 class ScoreHistogram:

@@ -152,4 +152,5 @@ def test_picture_metrics_are_those_above():
   got = metrics_thin.picture_metrics(prediction, truth)
   assert got["f1@5px"] == metrics_thin.f1_within(prediction, truth)[5]
   assert got["cldice"] == metrics_thin.cl_dice(prediction, truth)
-  assert got["width"] == metrics_thin.width(truth)
+  skeleton = skeletonize(truth)
+  assert got == metrics_thin.picture_metrics(prediction, truth, skeleton)
