@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from segflax import evaluation_page, html, judgement, metrics, runs, summary, visualize
 from segflax.errors import UserError
 
@@ -117,7 +119,7 @@ def page(run: runs.Run, evaluation: Mapping | None, folder: Path | None) -> str:
   figures = []
   for title, curves in CURVES.items():
     points = {c: [(row["epoch"], row.get(c)) for row in run.history] for c in curves}
-    key = html.legend(dict(zip(curves, html.COLORS, strict=False))) if len(curves) > 1 else ""
+    key = html.curve_legend(curves) if len(curves) > 1 else ""
     if chart := html.chart(title, points):
       figures.append(f"<figure>{chart}{key}</figure>")
   tables = []

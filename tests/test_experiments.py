@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import textwrap
@@ -325,6 +327,28 @@ def test_the_script_lists_and_reports_bad_input():
   wrong = run("--experiment", "nothing")
   assert wrong.returncode == 2 and "'nothing' is unknown; available:" in wrong.stderr
   assert "Traceback" not in wrong.stderr
+
+
+def test_the_exit_code_says_that_trials_failed():
+  exit_code = runpy.run_path(str(ROOT / "scripts/run_experiments.py"), run_name="x")["exit_code"]
+  assert exit_code(["done", "done"], False) == 0
+  assert exit_code(["failed", "failed"], False) == exit_code(["done", "failed"], False) == 1
+  assert exit_code(["done", "interrupted"], False) == exit_code(["done"], True) == 75
+
+
+def test_a_study_whose_trials_all_fail_does_not_end_well(project, monkeypatch):
+  script = runpy.run_path(str(ROOT / "scripts/run_experiments.py"), run_name="x")
+  rows = [{"experiment": "baseline", "state": "failed"}]
+  monkeypatch.setattr(study, "run", lambda *_, **__: rows)
+  monkeypatch.setattr(signal, "signal", lambda *_: None)  # Leave pytest its own handlers.
+  argv = ["--experiment", "baseline", "--study", "sqlite://", "--search", "lr=1:2"]
+  assert script["main"](argv) == 1
+
+
+def test_finetune_lora_differs_from_finetune_only_in_what_it_says():
+  one, two = (runs.leaves(load(name).to_dict()) for name in ("finetune", "finetune_lora"))
+  different = {field for field in one if one[field] != two[field]}
+  assert different == {"trainable", "lora.rank", "lora.alpha", "lr", "schedule.warmup_epochs"}
 
 
 if __name__ == "__main__":

@@ -243,6 +243,17 @@ def test_a_page_escapes_what_it_is_given():
   assert "<script>" not in text and "<b>" not in text and "a &amp; b" in text
 
 
+def test_no_two_of_sixteen_curves_look_alike():
+  from segflax import html
+
+  names = [f"run {i}" for i in range(16)]
+  text = html.charts([html.chart("IoU", {n: [(1, 0.1), (2, 0.2)] for n in names})], names)
+  curves = re.findall(r'<path [^>]*stroke="(#\w+)"[^>]*?( stroke-dasharray="[^"]*")?>', text)
+  keys = re.findall(r"border-top: 3px (solid|dashed) (#\w+)", text)
+  assert len(set(curves)) == len(set(keys)) == 16
+  assert [(bool(dash), color) for color, dash in curves] == [(k == "dashed", c) for k, c in keys]
+
+
 def test_a_chart_has_gaps_where_values_are_missing():
   from segflax import html
 
