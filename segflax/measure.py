@@ -178,32 +178,37 @@ class Measure:
 def report(measured: Measured, name: str) -> dict:
   """Returns every metric at one threshold: overall, per prompt, concept and data set, by width."""
   rows, thin = measured.rows[name], measured.thin[name]
+  sources = np.asarray(rows.sources)
+  every = np.ones(len(sources), bool)
 
-  def group(prompts: Sequence[str], source: str | None = None) -> dict[str, float]:
-    pictures = np.ones(len(rows.image_ids), bool)
-    if source is not None:
-      pictures = np.asarray(rows.sources) == source
+  def group(prompts: Sequence[str], pictures: np.ndarray = every) -> dict[str, float]:
     chosen = np.isin(rows.prompts, prompts)
     shapes = {m: metrics.mean(values[pictures][:, chosen]) for m, values in thin.items()}
-    ap = {"ap": measured.average_precision(prompts, source)}
-    return metrics.compute(rows.pictures(pictures), prompts=prompts) | shapes | ap
+    return metrics.compute(rows.pictures(pictures), prompts=prompts) | shapes
+
+  def with_ap(prompts: Sequence[str], source: str | None = None) -> dict[str, float]:
+    pictures = every if source is None else sources == source
+    return group(prompts, pictures) | {"ap": measured.average_precision(prompts, source)}
+
+  def widths(prompt: str) -> dict[str, dict[str, float]]:
+    column = rows.prompts.index(prompt)
+    bins = np.array([metrics_thin.width_bin(w) for w in measured.width[:, column]])
+    return {
+      name: {"pictures": int((bins == name).sum())} | group([prompt], bins == name)
+      for name in metrics_thin.width_bins()
+      if (bins == name).any()
+    }
 
   of_concept = {}
   for prompt, concept in zip(rows.prompts, rows.concepts, strict=True):
     of_concept.setdefault(concept, []).append(prompt)
-  iou = metrics.iou_rows(rows)
   return {
-    "overall": group(rows.prompts),
-    "per_prompt": {prompt: group([prompt]) for prompt in rows.prompts},
-    "per_concept": {concept: group(prompts) for concept, prompts in of_concept.items()},
-    "per_source": {source: group(rows.prompts, source) for source in sorted(set(rows.sources))},
-    "by_width": {
-      prompt: metrics_thin.by_width(
-        measured.width[:, column],
-        {"iou": iou[:, column]} | {m: values[:, column] for m, values in thin.items()},
-      )
-      for column, prompt in enumerate(rows.prompts)
-    },
+    "overall": with_ap(rows.prompts),
+    "per_prompt": {prompt: with_ap([prompt]) for prompt in rows.prompts},
+    "per_concept": {concept: with_ap(prompts) for concept, prompts in of_concept.items()},
+    "per_source": {source: with_ap(rows.prompts, source) for source in sorted(set(rows.sources))},
+    # No ap: pixels are ranked per data set, not per width. Every picture here has a truth.
+    "by_width": {prompt: widths(prompt) for prompt in rows.prompts},
   }
 
 

@@ -4,7 +4,7 @@ On cracks three pixels wide a shift by one pixel costs a quarter of the IoU, so 
 misjudges them (DEFINITIONS says what each of these means).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -195,21 +195,4 @@ def paper_metrics(
     "clipseg.fgiou_0.5": float(foreground[half]),
     "clipseg.biniou_best": float(both.max()),
     "clipseg.biniou_0.5": float(both[half]),
-  }
-
-
-def by_width(
-  widths: Float[np.ndarray, " n"], values: Mapping[str, Float[np.ndarray, " n"]]
-) -> dict[str, dict[str, float]]:
-  """Averages per-picture metrics over the pictures of each width.
-
-  Returns:
-    bin -> {"pictures": number, metric: mean}, thinnest first, only bins that have pictures.
-  """
-  names = np.array([width_bin(w) for w in widths])
-  return {
-    name: {"pictures": int((names == name).sum())}
-    | {metric: float(np.mean(column[names == name])) for metric, column in values.items()}
-    for name in width_bins()
-    if (names == name).any()
   }

@@ -140,3 +140,13 @@ def test_a_truth_is_skeletonised_once_for_all_thresholds(monkeypatch):
     maps = dict(zip(PROMPTS, truth[i] * np.float32(0.9), strict=True))
     collect.add(f"{i}", "walls", maps, dict(zip(CONCEPTS, truth[i], strict=True)))
   assert len(seen) == 8
+
+
+def test_by_width_has_the_metrics_of_the_pictures_of_that_width(measured):
+  _, truth, found = measured
+  got = measure.report(found, "fitted")["by_width"][PROMPTS[0]]["0 to 2.5 px"]
+  cracked = truth[:, 0].any((1, 2))
+  expected = metrics.compute(found.rows["fitted"].pictures(cracked), prompts=PROMPTS[:1])
+  assert {name: got[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+  assert got["iou"] == got["iou_fg"] and got["pictures"] == 4
+  assert got["cldice"] == pytest.approx(found.thin["fitted"]["cldice"][cracked, 0].mean())
