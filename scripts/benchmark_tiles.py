@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None):
   )
   parser.add_argument("--model", required=True, help="model folder, or a run's workdir")
   parser.add_argument("--walls", type=int, default=4, help="large pictures")
-  parser.add_argument("--size", type=int, default=80, help="side of a part; cracks: 2.5 % of it")
+  parser.add_argument("--size", type=int, default=80, help="side of a part; cracks: 2.5 %% of it")
   parser.add_argument("--grid", type=int, nargs=2, default=(6, 8), help="rows and columns")
   parser.add_argument("--seed", type=int, default=1_000_003, help="no seed of a training set")
   args = parser.parse_args(argv)

@@ -14,12 +14,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
 
 from segflax import html, judgement, metrics, runs, summary, visualize
 from segflax.errors import UserError
 
-LOWER = ("best_val_loss", "val_prompt_overlap", "val_wrong_prompt_iou")
+# Not the overlap of prompts, nor the IoU with the wrong truth: marking nothing has the least.
+LOWER = ("best_val_loss",)
 HIGHER = ("best_val_iou", "best_val_dice", "best_val_pixel_accuracy")
 CURVES = ("val_iou", "val_dice", "val_loss", "train_loss", "val_pixel_accuracy", "lr")
 WORST = 6  # pictures per prompt
@@ -38,25 +41,33 @@ def best_values(rows: Sequence[dict]) -> dict[str, float]:
 
 def differences(found: Sequence[runs.Run]) -> list[dict[str, object]]:
   """Compares runs in pairs, where both have per-picture results; `found` is ranked."""
-  rows = {run.name: run.rows() for run in found}
-  names = list(rows)
   # Every pair of a few runs; of many, the best one with each other.
   pairs = (
-    itertools.combinations(names, 2)
-    if len(names) <= ALL_PAIRS
-    else ((names[0], other) for other in names[1:])
+    list(itertools.combinations(found, 2))
+    if len(found) <= ALL_PAIRS
+    else [(found[0], other) for other in found[1:]]
   )
+  judged = [pair for pair in pairs if all(run.rows() is not None for run in pair)]
+  compared = judgement.compare_pairs([(one.rows(), two.rows()) for one, two in judged])
+  results = {(one.name, two.name): c for (one, two), c in zip(judged, compared, strict=True)}
   lines = []
-  for first, second in pairs:
+  for first, second in ((one.name, two.name) for one, two in pairs):
     line = {"first": first, "second": second, "verdict": "not comparable: no per-picture results"}
-    if rows[first] is not None and rows[second] is not None:
-      result = judgement.compare(rows[first], rows[second])
-      verdict = result.verdict.replace("first", first).replace("second", second)
-      line |= {"verdict": verdict, "pictures": result.pictures}
+    if (first, second) in results:
+      result = results[first, second]
+      line |= {"verdict": verdict(result, first, second), "pictures": result.pictures}
       line |= {"difference in IoU": result.interval.mean}
       line |= {"95 % from": result.interval.low, "to": result.interval.high}
     lines.append(line)
   return lines
+
+
+def verdict(result: judgement.Difference, first: str, second: str) -> str:
+  """Returns the verdict with the names of the runs."""
+  for place, name in (("first", first), ("second", second)):
+    if result.verdict == f"{place} better":
+      return f"{name} better"
+  return result.verdict
 
 
 def per_prompt(found: Sequence[runs.Run]) -> list[dict[str, object]]:
@@ -89,15 +100,21 @@ def worst_pictures(found: Sequence[runs.Run]) -> dict[str, list[dict[str, object
 
 
 def side_by_side(found: Sequence[runs.Run], limit: int = 12) -> list[str]:
-  """Returns a row of figures per picture and prompt that several runs have an overlay of."""
+  """Returns a row of figures per picture and prompt that at least two runs have an overlay of.
+
+  Those that most runs have come first.
+  """
   overlays = {run.name: run.overlays() for run in found}
-  keys = dict.fromkeys(key for each in overlays.values() for key in each)
-  shared = [k for k in keys if sum(k in each for each in overlays.values()) == len(found)]
+  having: dict[tuple[str, str], list[str]] = {}
+  for name, each in overlays.items():
+    for key in each:
+      having.setdefault(key, []).append(name)
+  shared = sorted((k for k in having if len(having[k]) > 1), key=lambda k: -len(having[k]))
   rows = []
   for image_id, prompt in shared[:limit]:
     figures = [
-      html.image(each[image_id, prompt], caption=f"{name}: {prompt}, {image_id}")
-      for name, each in overlays.items()
+      html.image(overlays[name][image_id, prompt], caption=f"{name}: {prompt}, {image_id}")
+      for name in having[image_id, prompt]
     ]
     rows.append(html.gallery(figures))
   return rows
@@ -122,10 +139,11 @@ def page(found: Sequence[runs.Run], rows: list[dict], lines: list[dict]) -> str:
     for c, value in best.items()
   ]
   worst = worst_pictures(found)
+  shown = {c.removeprefix("best_").removeprefix("val_") for c in columns}
   definitions = [
     {"metric": name, "definition": text}
-    for run in found[:1]
-    for name, text in run.summary.get("definitions", {}).items()
+    for name, text in metrics.DEFINITIONS.items()
+    if name in shown
   ]
   return html.page(
     f"Comparison of {len(found)} run{'s' if len(found) > 1 else ''}",
@@ -137,7 +155,10 @@ def page(found: Sequence[runs.Run], rows: list[dict], lines: list[dict]) -> str:
       html.table(lines, ["first", "second", "verdict", "difference in IoU", "95 % from", "to"]),
       html.paragraph(
         "Paired bootstrap over the pictures that both runs judged, 95 %. It says what other "
-        "pictures might have shown, not what another seed of training might have given.",
+        "pictures might have shown, not what another seed of training might have given. Pictures "
+        "count as independent: crops and copies of one wall are not, and make the interval too "
+        f"narrow. Nothing is corrected for the number of comparisons ({len(lines)} here): among "
+        "runs that are all the same, one in twenty shows a difference.",
         "note",
       )
       if lines

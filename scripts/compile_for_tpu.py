@@ -76,6 +76,11 @@ def compile_step(config: ConfigDict, model: build.Model, mesh, batch_size: int):
 
 def report(config: ConfigDict, model: build.Model, topology: str) -> dict:
   """Compiles for one slice and returns what the table shows."""
+  if not PER_CHIP.value and type(config.batch_size) is not int:
+    raise UserError(
+      f"batch_size {config.batch_size!r} needs the devices themselves; give --pictures_per_chip, "
+      "and --largest for the largest that fits"
+    )
   devices = devices_of(topology)
   chip = cost.CHIPS[topology.partition(":")[0]]
   mesh = make_mesh(devices)

@@ -2,9 +2,11 @@
 
     scripts/evaluate.py --model=runs/quickstart --data_dir=data/generated_walls --split=test
 
-Each prompt's threshold is fitted on --fit_split (val) and stored with the model; results are given
-at 0.5 and at the fitted thresholds. Writes evaluation.json, rows.npz, overlays/ and evaluation.html
-to --output (default: evaluation_<split>/ in the run).
+Each prompt's threshold is fitted on --fit_split (val); results are given at 0.5 and at the fitted
+thresholds. These are stored with the model, where predict.py finds them, if they were fitted on all
+of the data that the run was trained with and at predict.py's defaults; --store stores any others.
+Writes evaluation.json, rows.npz, overlays/ and evaluation.html to --output (default:
+evaluation_<split>/ in the run).
 """
 
 import argparse
@@ -14,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -29,6 +32,7 @@ from segflax import (
   metrics_thin,
   runs,
   summary,
+  tiles,
   visualize,
 )
 from segflax.data import builder
@@ -36,7 +40,9 @@ from segflax.data.decode import load_image, load_mask
 from segflax.data.progress import progress
 from segflax.data.prompts import PromptSet
 from segflax.errors import UserError
-from segflax.predict import Predictor
+from segflax.predict import TILE_ABOVE, Predictor
+
+Tile = str | int | None
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -49,6 +55,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--fit_split", default="val", help="thresholds are fitted here; '': not")
   parser.add_argument("--output", type=Path)
   parser.add_argument("--every_synonym", action="store_true", help="ask all prompts of a concept")
+  parser.add_argument("--store", action="store_true", help="store the thresholds in any case")
+  parser.add_argument("--tile", default="auto", help="auto, none, or a window's side in pixels")
   parser.add_argument("--limit", type=int, default=0, help="pictures per split; 0: all")
   parser.add_argument("--image_size", type=int, help="what the network sees; default: the model's")
   parser.add_argument("--batch_size", type=int, default=8, help="pictures per pass")
@@ -76,52 +84,51 @@ class Split:
 
 
 def predictions(
-  predictor: Predictor, split: Split, prompts: Sequence[str], batch_size: int
+  predictor: Predictor, split: Split, prompts: Sequence[str], tile: Tile
 ) -> Iterator[tuple[int, dict[str, np.ndarray], float]]:
   """Yields (record number, prompt -> probability, seconds) of every picture."""
-  for start in progress(range(0, split.count, batch_size), f"judging {split.name}"):
-    indices = range(start, min(start + batch_size, split.count))
+  size = predictor.batch_size
+  for start in progress(range(0, split.count, size), f"judging {split.name}"):
+    indices = range(start, min(start + size, split.count))
     pictures = [split.picture(i) for i in indices]
     began = time.perf_counter()
-    maps = predictor(pictures, prompts, tile=None)
+    maps = predictor(pictures, prompts, tile=tile)
     seconds = (time.perf_counter() - began) / len(pictures)
     for index, probability in zip(indices, maps, strict=True):
       yield index, probability, seconds
 
 
-def judge(predictor, split, prompts: PromptSet, asked: Sequence[int], thresholds, batch_size):
-  """Returns (Measured, seconds per picture) of a split; `thresholds` as of measure.Measure."""
-  texts = [prompts.prompts[i] for i in asked]
-  concepts = [prompts.concepts[prompts.concept_of[i]] for i in asked]
-  collect, seconds = measure.Measure(texts, concepts, thresholds), []
-  for index, probability, each in predictions(predictor, split, texts, batch_size):
+def judge(
+  predictor: Predictor, split: Split, collect: measure.Measure, tile: Tile
+) -> tuple[measure.Measured, float]:
+  """Returns (what `collect` measured, seconds per picture) of a split."""
+  seconds = []
+  for index, probability, each in predictions(predictor, split, collect.prompts, tile):
     record = split.records[index]
     collect.add(record["image_id"], record["source"], probability, split.truth(index))
     seconds.append(each)
   # The first batch compiles.
-  steady = seconds[batch_size:] or seconds
+  steady = seconds[predictor.batch_size :] or seconds
   return collect.result(), float(np.mean(steady))
 
 
-def intervals(measured: measure.Measured, at: dict) -> dict[str, dict[str, dict]]:
-  """Returns prompt -> metric -> mean, low, high: bootstrap over pictures, 95 %."""
-  found = {}
-  for name, threshold in at.items():
-    columns = {"iou": metrics.iou_rows(measured.rows, threshold), **measured.thin[name]}
-    found[name] = {}
-    for column, prompt in enumerate(measured.rows.prompts):
-      table = np.stack([values[:, column] for values in columns.values()], -1)
-      found[name][prompt] = {
-        metric: interval._asdict()
-        for metric, interval in zip(columns, judgement.bootstrap(table), strict=True)
-      }
-  return found
+def examples(rows: metrics.Rows, number: int = 6) -> dict[str, list]:
+  """Chooses pictures evenly spread over those whose truth is known, as `failures` returns them."""
+  iou, chosen = metrics.iou_rows(rows), {}
+  for column, prompt in enumerate(rows.prompts):
+    known = np.flatnonzero(rows.known[:, column])
+    # Without any truth there is still a prediction to look at.
+    known = known if len(known) else np.arange(len(rows.image_ids))
+    spread = np.unique(np.linspace(0, len(known) - 1, min(number, len(known))).astype(int))
+    captions = [f"IoU {v:.2f}" if v == v else "truth unknown" for v in iou[known[spread], column]]
+    chosen[prompt] = list(zip(known[spread].tolist(), captions, strict=True))
+  return chosen
 
 
-def failures(rows: metrics.Rows, threshold, worst: int) -> dict[str, dict[str, list]]:
+def failures(rows: metrics.Rows, worst: int) -> dict[str, dict[str, list]]:
   """Chooses what to look at: kind -> prompt -> [(record number, caption)]."""
-  tp, fp, fn, tn = np.moveaxis(metrics.counts_at(rows, threshold), -1, 0)
-  iou = metrics.iou_rows(rows, threshold)
+  tp, fp, fn, tn = np.moveaxis(metrics.counts_at(rows), -1, 0)
+  iou = metrics.iou_rows(rows)
   wrong = metrics.ratio(rows.pairs[..., 1, 0], rows.pairs[..., 1, 1], 0)
   kinds = {"worst": {}, "wrong concept": {}, "false alarms": {}}
   for column, prompt in enumerate(rows.prompts):
@@ -141,14 +148,16 @@ def failures(rows: metrics.Rows, threshold, worst: int) -> dict[str, dict[str, l
   return kinds
 
 
-def draw(predictor, split: Split, chosen: dict, concept_of: dict, threshold: dict) -> dict:
+def draw(
+  predictor: Predictor, split: Split, chosen: dict, concept_of: dict, threshold: dict, tile: Tile
+) -> dict:
   """Returns kind -> prompt -> [(image id, caption, panel)], predicting the chosen ones again."""
   needed = sorted({i for kinds in chosen.values() for items in kinds.values() for i, _ in items})
   maps = {}
   for start in range(0, len(needed), predictor.batch_size):
     chunk = needed[start : start + predictor.batch_size]
     pictures = [split.picture(index) for index in chunk]
-    maps |= zip(chunk, predictor(pictures, list(concept_of), tile=None), strict=True)
+    maps |= zip(chunk, predictor(pictures, list(concept_of), tile=tile), strict=True)
   drawn = {}
   for kind, prompts in chosen.items():
     drawn[kind] = {}
@@ -182,49 +191,106 @@ def footprint(model: Path, predictor: Predictor, seconds: float) -> dict[str, ob
   }
 
 
+def geometry(predictor: Predictor, split: Split, tile: Tile) -> dict[str, object]:
+  """Says how pictures reached the network: the numbers depend on it."""
+  sides = (max(r["height"], r["width"]) for r in map(split.records.__getitem__, range(split.count)))
+  above = TILE_ABOVE * predictor.image_size if tile == "auto" else tile or np.inf
+  return {
+    "tile": "none" if tile is None else tile,
+    "image size": predictor.image_size,
+    "pictures in tiles": sum(side > above for side in sides),
+    "other pictures": "whole, their aspect kept, at about image size² pixels",
+    "in training and its val_ metrics": "whole, squashed to a square",
+  }
+
+
+def run_of(model: Path) -> Path | None:
+  """Returns the workdir that a model belongs to; None for a model folder or hub id by itself."""
+  candidates = (model, model.parent) if model.name == "best_model" else (model,)
+  return next((path for path in candidates if (path / "checkpoints").is_dir()), None)
+
+
 def prompts_of(model: Path, concepts: Sequence[str]) -> PromptSet:
   """Returns the prompts that a run was trained with, the built-in ones for any other model."""
-  if not (model / "checkpoints").is_dir():
+  run = run_of(model)
+  if run is None:
     return PromptSet.create(concepts)
-  asked = config_lib.load(model)["prompts"]
+  asked = config_lib.load(run)["prompts"]
   # The data set may be another than that of training.
   synonyms = {c: texts for c, texts in asked["synonyms"].items() if c in concepts}
   return PromptSet.create(concepts, synonyms, asked["templates"])
 
 
-def store_thresholds(model: Path, thresholds: dict[str, float]) -> Path | None:
-  """Adds fitted thresholds to the model folder; None where the model is no folder of ours."""
+def why_not_stored(args: argparse.Namespace, model: Path, info: builder.DatasetInfo) -> str | None:
+  """Returns why thresholds fitted so are not the model's own; None where they are."""
+  if args.limit:
+    return f"--limit={args.limit} fitted them on a part of the split"
+  if args.image_size is not None or args.tile != "auto":
+    return "--image_size or --tile fitted them otherwise than predict.py predicts by default"
+  run = run_of(model)
+  if run is None:
+    return f"{model} is not a run, so that the data it was trained with are unknown"
+  trained_on = config_lib.load(run)["data_dir"]
+  try:
+    same = builder.load_info(trained_on).content_sha256 == info.content_sha256
+  except UserError:
+    return f"the data of the run ({trained_on}) are gone, so that they cannot be compared"
+  return None if same else f"the run was trained on {trained_on}, whose content is another"
+
+
+def store_thresholds(model: Path, thresholds: dict[str, float]) -> Path:
+  """Adds fitted thresholds to the model folder; those of other prompts stay."""
   folder = model / "best_model" if (model / "best_model").is_dir() else model
-  if not folder.is_dir():
-    return None
   path = folder / summary.THRESHOLDS
   before = summary.read_json(path, "remove it") if path.exists() else {}
   summary.write_json(path, before | thresholds)
   return path
 
 
+def check(args: argparse.Namespace):
+  """Raises UserError where the arguments contradict themselves."""
+  if args.batch_size < 1 or args.limit < 0 or args.worst < 0:
+    raise UserError("--batch_size must be at least 1, --limit and --worst at least 0")
+  if args.fit_split == args.split:
+    raise UserError(
+      f"--split={args.split} would be judged at thresholds fitted on itself, which flatters; give "
+      "another --fit_split (train), or --fit_split= for 0.5 alone"
+    )
+  if args.store and not Path(args.model).is_dir():
+    raise UserError(f"--store: {args.model} is no folder on this machine; download it first")
+  if args.store and not args.fit_split:
+    raise UserError("--store needs thresholds; give a --fit_split, for example val")
+
+
 def main(argv: list[str] | None = None):
   args = parse(argv)
+  check(args)
+  tile = tiles.parse(args.tile)
   model = Path(args.model)
   info = builder.load_info(args.data_dir)
   prompts = prompts_of(model, info.concepts)
   asked = range(len(prompts.prompts)) if args.every_synonym else prompts.canonical.tolist()
+  texts = [prompts.prompts[i] for i in asked]
+  concepts = [prompts.concepts[prompts.concept_of[i]] for i in asked]
   split = Split(args.data_dir, args.split, args.limit)
-  if args.batch_size < 1 or args.limit < 0 or args.worst < 0:
-    raise UserError("--batch_size must be at least 1, --limit and --worst at least 0")
+  fit = Split(args.data_dir, args.fit_split, args.limit) if args.fit_split else None
   predictor = Predictor.from_pretrained(
     args.model, image_size=args.image_size, batch_size=args.batch_size
   )
   at: dict = {"0.5": 0.5}
-  if args.fit_split:
-    fit = Split(args.data_dir, args.fit_split, args.limit)
-    fit_rows = judge(predictor, fit, prompts, asked, {}, args.batch_size)[0].rows
-    at["fitted"] = metrics.fit_thresholds(fit_rows)
-    if stored := store_thresholds(model, at["fitted"]):
-      print(f"thresholds fitted on {args.fit_split}: {stored}")
-  measured, seconds = judge(predictor, split, prompts, asked, at, args.batch_size)
-  rows = measured.rows
-  best = at["fitted"] if args.fit_split else dict.fromkeys(rows.prompts, 0.5)
+  if fit is not None:
+    collect = measure.Measure(texts, concepts, at, shapes=False)
+    at["fitted"] = metrics.fit_thresholds(judge(predictor, fit, collect, tile)[0].rows["0.5"])
+    reason = None if args.store else why_not_stored(args, model, info)
+    if reason is None:
+      print(f"thresholds fitted on {args.fit_split}: {store_thresholds(model, at['fitted'])}")
+    else:
+      print(f"thresholds not stored with the model: {reason}; --store stores them")
+  collect = measure.Measure(texts, concepts, at)
+  measured, seconds = judge(predictor, split, collect, tile)
+  main_name = list(at)[-1]
+  rows = measured.rows[main_name]
+  best = at["fitted"] if fit is not None else dict.fromkeys(rows.prompts, 0.5)
 
   content = {
     "model": args.model,
@@ -232,15 +298,16 @@ def main(argv: list[str] | None = None):
     "content_sha256": info.content_sha256,
     "split": args.split,
     "pictures": len(rows.image_ids),
+    "geometry": geometry(predictor, split, tile),
     "concepts": dict(zip(rows.prompts, rows.concepts, strict=True)),
     "thresholds": at,
     "thresholds_fitted_on": args.fit_split or None,
-    "metrics": {name: measure.report(measured, name, value) for name, value in at.items()},
-    "intervals": intervals(measured, at),
-    "confusion": measure.confusion(rows, best),
+    "metrics": {name: measure.report(measured, name) for name in at},
+    "intervals": {name: measure.intervals(measured, name) for name in at},
+    "confusion": {"threshold": main_name, **measure.confusion(rows)},
     "clipseg": metrics_thin.paper_metrics(rows.counts[rows.known], rows.thresholds),
     "footprint": footprint(model, predictor, seconds),
-    "definitions": metrics.DEFINITIONS | metrics_thin.DEFINITIONS,
+    "definitions": metrics.DEFINITIONS | metrics_thin.DEFINITIONS | metrics_thin.PAPER_DEFINITIONS,
   }
   content["suspicions"] = [
     f"threshold {name}: {sentence}"
@@ -253,25 +320,18 @@ def main(argv: list[str] | None = None):
   rows.save(output / "rows.npz")
   summary.write_json(output / "evaluation.json", content)
 
-  chosen = failures(rows, best, args.worst)
-  spread = np.unique(np.linspace(0, split.count - 1, min(6, split.count)).astype(int))
-  iou = metrics.iou_rows(rows, best)
-  chosen = {
-    "example": {
-      p: [(int(i), f"IoU {iou[i, k]:.2f}") for i in spread] for k, p in enumerate(rows.prompts)
-    }
-  } | chosen
-  drawn = draw(predictor, split, chosen, content["concepts"], best)
-  entries = {
-    (kind, image_id, prompt): (kind, image_id, prompt, panel, caption)
-    for kind in ("example", "worst")
-    for prompt, figures in drawn[kind].items()
+  chosen = {"example": examples(rows)} | failures(rows, args.worst)
+  drawn = draw(predictor, split, chosen, content["concepts"], best, tile)
+  entries = [
+    (kind, image_id, prompt, panel, caption)
+    for kind, prompts_drawn in drawn.items()
+    for prompt, figures in prompts_drawn.items()
     for image_id, caption, panel in figures
-  }
-  runs.write_overlays(output / runs.OVERLAYS, entries.values())
+  ]
+  runs.write_overlays(output / runs.OVERLAYS, entries)
   content = summary.strict(content)
   (output / "evaluation.html").write_text(evaluation_page.page(content, drawn), encoding="utf-8")
-  for prompt, values in content["metrics"][list(at)[-1]]["per_prompt"].items():
+  for prompt, values in content["metrics"][main_name]["per_prompt"].items():
     shown = ("iou", "dice", "iou_fg", "f1@2px", "cldice", "ap", "wrong_prompt_iou")
     numbers = "  ".join(f"{n} {v:.4f}" for n in shown if (v := values[n]) is not None)
     print(f"{prompt} (threshold {best[prompt]:g}):  {numbers}")

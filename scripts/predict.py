@@ -19,7 +19,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import numpy as np
 from PIL import Image
 
-from segflax import visualize
+from segflax import tiles, visualize
 from segflax.data.decode import load_image
 from segflax.errors import UserError
 from segflax.predict import Predictor, VisualPrompt
@@ -108,9 +108,7 @@ def main(argv: list[str] | None = None):
   names = names_of(prompts)
   if args.threshold is not None and not 0 <= args.threshold <= 1:
     raise UserError(f"--threshold {args.threshold} is not in [0, 1]")
-  if args.tile not in ("auto", "none") and not args.tile.isdecimal():
-    raise UserError(f"--tile {args.tile} is neither auto, none nor a number of pixels")
-  tile = int(args.tile) if args.tile.isdecimal() else {"auto": "auto", "none": None}[args.tile]
+  tile = tiles.parse(args.tile)
   panel = ["panel"] if args.overlay else []
   plan = name_outputs(find_pictures(args.images), names + panel, args.output)
   predictor = Predictor.from_pretrained(

@@ -12,9 +12,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from segflax import evaluation_page, html, judgement, metrics, runs, summary, visualize
 from segflax.errors import UserError
 
+DATA_FOLDER = "concept_masks/1.0.0"  # data.builder's NAME/VERSION; a test compares them
 CURVES = {
   "loss": ("train_loss", "val_loss"),
   "IoU and Dice": ("val_iou", "val_dice"),
@@ -44,32 +47,40 @@ def approach(run: runs.Run) -> str:
 
 def data_table(run: runs.Run) -> list[dict[str, object]]:
   """Returns the counts of each split as prepare_data wrote them; nothing where they are gone."""
-  folder = Path(str(run.argument("data_dir") or ""))
+  data_dir = run.argument("data_dir")
+  if not data_dir:  # Path("") is the current folder, whose data are somebody else's.
+    return []
+  # The two places where builder.load_info looks; it cannot be asked without starting TFDS.
+  places = (Path(data_dir) / DATA_FOLDER / "metadata.json", Path(data_dir) / "metadata.json")
+  path = next((path for path in places if path.is_file()), None)
+  if path is None:
+    return []
   rows = []
-  for path in sorted(folder.glob("**/metadata.json"))[:1]:
-    for split, counts in (
-      summary.read_json(path, "prepare the data again").get("counts", {}).items()
-    ):
-      row = {"split": split, "pictures": counts["pictures"], "source pictures": counts["groups"]}
-      for concept, of in counts["concepts"].items():
-        row |= {f"{concept}: known": of["known"], f"{concept}: empty": of["empty"]}
-        row |= {f"{concept}: mean area": of["area"]}
-      rows.append(row)
+  content = summary.read_json(path, "prepare the data again")
+  for split, counts in content.get("counts", {}).items():
+    row = {"split": split, "pictures": counts["pictures"], "source pictures": counts["groups"]}
+    for concept, of in counts["concepts"].items():
+      row |= {f"{concept}: known": of["known"], f"{concept}: empty": of["empty"]}
+      row |= {f"{concept}: mean area": of["area"]}
+    rows.append(row)
   return rows
 
 
-def validation_table(run: runs.Run) -> str:
-  """Returns the metrics per prompt at the best epoch, with intervals of the IoU."""
+def validation_table(run: runs.Run) -> list[str]:
+  """Returns the metrics per prompt at the best epoch, with intervals of the IoU; or nothing."""
   rows = run.rows()
   if rows is None:
-    return ""
+    return []
   table = metrics.iou_rows(rows)
   lines = []
   for column, (prompt, values) in enumerate(metrics.per_prompt(rows).items()):
     interval = judgement.bootstrap(table[:, column])
     limits = f"{interval.low:.3f} to {interval.high:.3f}"
     lines.append({"prompt": prompt, "IoU, 95 %": limits} | {m: values[m] for m in PER_PROMPT})
-  return html.table(lines)
+  return [
+    html.paragraph(f"Validation, best epoch, above {rows.threshold:g}:"),
+    html.table(lines),
+  ]
 
 
 def cost(run: runs.Run, evaluation: Mapping | None) -> list[dict[str, object]]:
@@ -84,18 +95,21 @@ def cost(run: runs.Run, evaluation: Mapping | None) -> list[dict[str, object]]:
   return rows
 
 
-def pictures(run: runs.Run, folder: Path | None) -> tuple[list[str], list[str]]:
-  """Returns figures of (examples, failures): panels of picture, truth, prediction, overlay."""
+def galleries(run: runs.Run, folder: Path | None) -> list[str]:
+  """Returns a section per kind of picture: panels of picture, truth, prediction, overlay."""
   index = (folder or run.path) / runs.OVERLAYS / "index.json"
   if not index.exists():
-    return [], []
-  entries = summary.read_json(index, "evaluate again")["overlays"]
-  shown = [
-    html.image(index.parent / e["file"], f"{e['prompt']}, {e['image_id']}: {e['caption']}")
-    for e in entries
+    return []
+  figures: dict[str, list[str]] = {kind: [] for kind in evaluation_page.TITLES}
+  for entry in summary.read_json(index, "evaluate again")["overlays"]:
+    caption = f"{entry['prompt']}, {entry['image_id']}: {entry['caption']}"
+    figures[entry["kind"]].append(html.image(index.parent / entry["file"], caption))
+  key = html.legend(visualize.LEGEND)
+  return [
+    html.section(evaluation_page.TITLES[kind], key, html.gallery(shown, wide=True))
+    for kind, shown in figures.items()
+    if shown
   ]
-  examples = [s for s, e in zip(shown, entries, strict=True) if e["kind"] == "example"]
-  return examples, [s for s, e in zip(shown, entries, strict=True) if e["kind"] == "worst"]
 
 
 def page(run: runs.Run, evaluation: Mapping | None, folder: Path | None) -> str:
@@ -105,19 +119,19 @@ def page(run: runs.Run, evaluation: Mapping | None, folder: Path | None) -> str:
   figures = []
   for title, curves in CURVES.items():
     points = {c: [(row["epoch"], row.get(c)) for row in run.history] for c in curves}
-    key = html.legend(dict(zip(curves, html.COLORS, strict=False))) if len(curves) > 1 else ""
+    key = html.curve_legend(curves) if len(curves) > 1 else ""
     if chart := html.chart(title, points):
       figures.append(f"<figure>{chart}{key}</figure>")
-  examples, failures = pictures(run, folder)
-  key = html.legend(visualize.LEGEND) if examples or failures else ""
   tables = []
   if evaluation is not None:
+    name = list(evaluation["metrics"])[-1]
+    at = evaluation_page.threshold_words(evaluation, name)
     tables += [
       html.paragraph(f"{evaluation['split']}, {evaluation['pictures']} pictures:"),
       evaluation_page.metric_table(evaluation),
+      html.paragraph(f"Thresholds of the last column and of the pictures: {at}.", "note"),
     ]
-  validation = validation_table(run)
-  tables += [html.paragraph("Validation, best epoch:"), validation] if validation else []
+  tables += validation_table(run)
   definitions = dict(run.summary.get("definitions", {}))
   definitions |= evaluation["definitions"] if evaluation else {}
   leaves = runs.leaves(run.summary["training_args"])
@@ -129,8 +143,7 @@ def page(run: runs.Run, evaluation: Mapping | None, folder: Path | None) -> str:
     html.section("Data", html.table(data_table(run))),
     html.section("Metrics", *tables),
     html.section("Curves", html.charts(figures) if figures else ""),
-    html.section("Examples", key if examples else "", html.gallery(examples, wide=True)),
-    html.section("Failures", key if failures else "", html.gallery(failures, wide=True)),
+    *galleries(run, folder),
     html.section("Run time and footprint", html.table(cost(run, evaluation))),
     html.section("Config", html.table(config)),
     html.section(

@@ -1,12 +1,16 @@
 """Runs the templates of configs/, each in its own workdir; given again, it runs what is missing.
 
+    D="--set data_dir=data/drywall --set model.pretrained=CIDAS/clipseg-rd64-refined"
     scripts/run_experiments.py --list
-    scripts/run_experiments.py --set data_dir=data/drywall            # the origin's seven
-    scripts/run_experiments.py --experiment baseline --experiment higher_lr --set epochs=20
-    scripts/run_experiments.py --experiment baseline --sweep lr=1e-4,5e-4 --sweep batch_size=8,16
-    scripts/run_experiments.py --experiment baseline --sweep seed=1,2,3 --emit slurm
-    scripts/run_experiments.py --experiment baseline --study sqlite:///study.db --trials 20 \\
+    scripts/run_experiments.py $D                                      # the origin's seven
+    scripts/run_experiments.py $D --experiment baseline --experiment higher_lr --set epochs=20
+    scripts/run_experiments.py $D --experiment baseline --sweep lr=1e-4,5e-4 --sweep batch_size=8,16
+    scripts/run_experiments.py $D --experiment baseline --sweep seed=1,2,3 --emit slurm
+    scripts/run_experiments.py $D --experiment baseline --study sqlite:///study.db --trials 20 \\
         --search lr=1e-5:1e-3:log --search loss.dice_weight=0.2:2
+
+baseline and its variants name no pretrained model: without --set model.pretrained=… they train the
+full-sized network from random weights.
 
 Exit codes: 0 all done, 1 some failed, 2 bad input, 75 interrupted (give the same command again).
 """
@@ -15,7 +19,10 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from segflax import emit, experiments, html, study
 from segflax.errors import UserError
@@ -61,6 +68,14 @@ def emit_trials(args: argparse.Namespace, trials: list[experiments.Trial]):
     print(path)
 
 
+def exit_code(states: Iterable[str], interrupted: bool) -> int:
+  """Returns the exit code for the states of all trials, as the docstring above has them."""
+  states = set(states)
+  if interrupted or "interrupted" in states:
+    return experiments.INTERRUPTED
+  return 0 if states == {"done"} else 1
+
+
 def main(argv: list[str] | None = None) -> int:
   args = parse(argv)
   folder = Path(os.path.relpath(ROOT / "configs"))
@@ -95,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
       folder=folder,
     )
     print_table(rows)
-    return experiments.INTERRUPTED if interrupted else 0
+    return exit_code([row["state"] for row in rows], bool(interrupted))
   trials = experiments.plan(
     args.experiment, args.output, settings=args.set, sweeps=args.sweep, folder=folder
   )
@@ -104,9 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
   states = runner.run(trials, args.jobs)
   print_table([experiments.result(trial, states[trial.name]) for trial in trials])
-  if interrupted:
-    return experiments.INTERRUPTED
-  return 0 if set(states.values()) == {"done"} else 1
+  return exit_code(states.values(), bool(interrupted))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a compiled program costs: memory, FLOPs, traffic, collectives; which batch fits."""
 
 import collections
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -109,6 +110,8 @@ def largest_batch(
   Returns:
     The batch, rounded down to a multiple of 8 from 16 on; 0 if not even one picture fits.
   """
+
+  memory_at = functools.cache(memory_at)  # Each call compiles a program.
 
   def fits(batch: int) -> bool:
     needed = memory_at(batch)

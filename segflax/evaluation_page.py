@@ -21,10 +21,15 @@ SHOWN = (
   "ap",
   "empty_fp_rate",
   "empty_fp_area",
+  "predicted_area",
+  "truth_area",
   "wrong_prompt_iou",
   "prompt_overlap",
   "truth_overlap",
+  "synonym_agreement",
 )
+# Pixels are not ranked per width, and a truth that has a width is not empty.
+NOT_BY_WIDTH = ("ap", "empty_fp_rate", "empty_fp_area")
 TITLES = {
   "example": "Examples, evenly spread over the split",
   "worst": "Worst pictures",
@@ -52,35 +57,47 @@ def figures(items: Sequence[tuple[str, str, Image.Image]]) -> str:
 
 
 def metric_table(content: Mapping) -> str:
-  """Returns a line per metric, and a column per prompt and threshold."""
+  """Returns a line per metric, and a column per prompt and threshold; intervals in brackets."""
   columns = {}
   for name, found in content["metrics"].items():
-    at = content["thresholds"][name]
+    at, limits = content["thresholds"][name], content["intervals"][name]
     for prompt, values in found["per_prompt"].items():
       level = at[prompt] if isinstance(at, Mapping) else at
-      columns[f"{prompt}, above {level:g}"] = values | {
-        "iou, 95 %": interval_text(content["intervals"][name][prompt])
-      }
+      columns[f"{prompt}, above {level:g}"] = cells(values, limits["per_prompt"][prompt])
     if len(found["per_prompt"]) > 1:
-      columns[f"all, {'fitted' if isinstance(at, Mapping) else f'above {at:g}'}"] = found["overall"]
-  lines = [
-    {"metric": metric} | {column: values.get(metric) for column, values in columns.items()}
-    for metric in ("iou", "iou, 95 %", *SHOWN[1:])
-  ]
-  return html.table(lines)
+      column = f"all, {'fitted' if isinstance(at, Mapping) else f'above {at:g}'}"
+      columns[column] = cells(found["overall"], limits["overall"])
+  return html.table(
+    [{"metric": m} | {column: each.get(m) for column, each in columns.items()} for m in SHOWN]
+  )
 
 
-def interval_text(intervals: Mapping) -> str | None:
-  """Returns "0.61 to 0.67" of the IoU; None where there is nothing to say."""
-  iou = intervals["iou"]
-  return None if iou["low"] is None else f"{iou['low']:.3f} to {iou['high']:.3f}"
+def cells(values: Mapping, limits: Mapping) -> dict[str, object]:
+  """Returns metric -> "0.612 (0.58 to 0.64)"; None where there is nothing to say."""
+  found = {}
+  for metric, value in values.items():
+    interval = limits.get(metric)
+    if value is None or interval is None or interval["low"] is None:
+      found[metric] = value
+    else:
+      found[metric] = f"{value:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+  return found
 
 
-def breakdown(groups: Mapping[str, Mapping], title: str, metrics: Sequence[str]) -> str:
+def threshold_words(content: Mapping, name: str) -> str:
+  """Returns "0.5" or "fitted on val (0.3, 0.44)"."""
+  at = content["thresholds"][name]
+  if not isinstance(at, Mapping):
+    return f"{at:g}"
+  levels = ", ".join(f"{value:g}" for value in at.values())
+  return f"fitted on {content['thresholds_fitted_on']} ({levels})"
+
+
+def breakdown(groups: Mapping[str, Mapping], title: str) -> str:
   """Returns a table with a line per group; nothing for a single group."""
   if len(groups) < 2:
     return ""
-  rows = [{title: name} | {m: values[m] for m in metrics} for name, values in groups.items()]
+  rows = [{title: name} | {m: values[m] for m in SHOWN} for name, values in groups.items()]
   return html.table(rows)
 
 
@@ -88,7 +105,8 @@ def widths(content: Mapping, name: str) -> list[str]:
   """Returns per prompt a table by the width of its truth, where there are several widths."""
   parts = []
   for prompt, bins in content["metrics"][name]["by_width"].items():
-    rows = [{"width of the truth": width} | values for width, values in bins.items()]
+    shown = ("pictures", *(metric for metric in SHOWN if metric not in NOT_BY_WIDTH))
+    rows = [{"width of the truth": w} | {m: v[m] for m in shown} for w, v in bins.items()]
     if rows:
       parts += [html.paragraph(prompt), html.table(rows)]
   return parts
@@ -104,6 +122,7 @@ def confusion(content: Mapping) -> list[str]:
     for p, values in found["marked"].items()
   ]
   return [
+    html.paragraph(f"Threshold: {threshold_words(content, found['threshold'])}.", "note"),
     html.paragraph("Pictures:"),
     html.table(pictures),
     html.paragraph("Pixels:"),
@@ -122,16 +141,20 @@ def page(content: Mapping, drawn: Mapping[str, Mapping[str, Sequence]]) -> str:
   """
   main = list(content["metrics"])[-1]
   warnings = [html.paragraph(sentence, "warning") for sentence in content["suspicions"]]
-  fitted_on = content["thresholds_fitted_on"]
-  some = ("iou", "dice", "iou_fg", "f1@2px", "cldice")
+  at = html.paragraph(f"Threshold: {threshold_words(content, main)}.", "note")
+  groups = [
+    breakdown(content["metrics"][main]["per_concept"], "concept"),
+    breakdown(content["metrics"][main]["per_source"], "data set"),
+  ]
+  by_width = widths(content, main)
   galleries = []
   for kind, prompts in drawn.items():
     parts = []
     for prompt, items in prompts.items():
       if items:
         parts += [html.paragraph(f"“{prompt}”"), figures(items)]
-    galleries.append(html.section(TITLES[kind], html.legend(visualize.LEGEND) if parts else "",
-                                  *parts))  # fmt: skip
+    head = [html.legend(visualize.LEGEND), at] if parts else []
+    galleries.append(html.section(TITLES[kind], *head, *parts))
   definitions = [{"metric": n, "definition": t} for n, t in content["definitions"].items()]
   return html.page(
     f"{content['model']} on {content['split']}",
@@ -140,18 +163,22 @@ def page(content: Mapping, drawn: Mapping[str, Mapping[str, Sequence]]) -> str:
     html.section(
       "Metrics",
       metric_table(content),
-      html.paragraph(f"Thresholds other than 0.5 were fitted on {fitted_on}.", "note")
-      if fitted_on
-      else "",
+      html.paragraph(
+        "In brackets: 95 % of the bootstrap over pictures, which it treats as independent; crops "
+        "and copies of one wall are not, and make the intervals too narrow. "
+        "miou_2c and ap have none.",
+        "note",
+      ),
     ),
-    html.section(
-      "Per concept and data set",
-      breakdown(content["metrics"][main]["per_concept"], "concept", some),
-      breakdown(content["metrics"][main]["per_source"], "data set", some),
-    ),
-    html.section("By width", *widths(content, main)),
+    html.section("Per concept and data set", *([at] if any(groups) else []), *groups),
+    html.section("By width", *([at] if by_width else []), *by_width),
     html.section("What is taken for what", *confusion(content)),
-    html.section("As the CLIPSeg paper measures", html.table([content["clipseg"]])),
+    html.section(
+      "As the CLIPSeg paper measures",
+      html.table([content["clipseg"]]),
+      html.paragraph("Over the thresholds 0.02 to 0.98; the best is of this split.", "note"),
+    ),
+    html.section("How pictures reach the network", html.table([content["geometry"]])),
     html.section("Footprint", html.table([content["footprint"]])),
     *galleries,
     html.section("Definitions", html.table(definitions)),

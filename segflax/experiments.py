@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import itertools
-import json
 import os
 import re
 import signal
@@ -92,7 +91,7 @@ def plan(
     folder: of the templates.
 
   Raises:
-    UserError: an unknown template, or a setting that cannot be read.
+    UserError: an unknown template, a setting that cannot be read, or two trials of one workdir.
   """
   known = templates(folder)
   for name in names:
@@ -112,6 +111,14 @@ def plan(
     parts = [name, *(f"{key}={value}" for key, value in point)]
     full = "__".join(re.sub(r"[^\w.=+-]+", "_", part) for part in parts)
     trials.append(Trial(full, folder / f"{name}.py", fixed | dict(point), output / full))
+  taken: dict[Path, Trial] = {}
+  for trial in trials:
+    if trial.workdir in taken:
+      raise UserError(
+        f"{_words(taken[trial.workdir].overrides)} and {_words(trial.overrides)} would share the "
+        f"workdir {trial.workdir}; sweep values that differ in letters, digits or one of . + = -"
+      )
+    taken[trial.workdir] = trial
   return trials
 
 
@@ -123,8 +130,9 @@ def state_of(trial: Trial) -> str:
   """
   path = trial.workdir / STATE
   if not path.exists():
-    # A run that main.py made by itself counts, too: main.py compares the configs.
-    return "done" if (trial.workdir / summary.SUMMARY).exists() else "missing"
+    # Also of a run that main.py made by itself: main.py compares the configs, and finishes at once
+    # or refuses.
+    return "missing"
   record = summary.read_json(path, "remove the workdir to start again")
   # One that failed may be tried with other settings: they are often what was wrong.
   if record["overrides"] != dict(trial.overrides) and record["state"] != "failed":
@@ -225,8 +233,3 @@ def result(trial: Trial, state: str) -> dict[str, object]:
 def main_command(root: Path) -> list[str]:
   """Returns the command that trains: this Python and main.py."""
   return [sys.executable, os.path.relpath(root / "main.py")]
-
-
-def to_json(trials: Sequence[Trial]) -> str:
-  """Returns the plan as text, for other engines to read."""
-  return json.dumps([{"name": t.name, "arguments": t.arguments()} for t in trials], indent=2)

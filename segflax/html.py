@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 # Okabe and Ito 2008: told apart by everybody.
+# From the ninth curve on they come again, dashed.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#777777")
 
 _STYLE = """
@@ -27,6 +28,7 @@ figure { margin: 0; } figcaption { font-size: .85rem; max-width: 20rem; }
   margin: .5rem 0; }
 .note { opacity: .75; font-size: .9rem; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; }
+.line { display: inline-block; width: 1.6em; vertical-align: middle; margin: 0 .3em 0 1em; }
 svg text { fill: currentColor; font: 11px system-ui, sans-serif; }
 """
 
@@ -111,6 +113,21 @@ def gallery(figures: Iterable[str], wide: bool = False) -> str:
   return f'<div class="{kind}">{"".join(figures)}</div>' if figures else ""
 
 
+def dashed(index: int) -> bool:
+  """Whether the curve of this number is dashed, because another has its colour already."""
+  return index >= len(COLORS)
+
+
+def curve_legend(names: Sequence[str]) -> str:
+  """Returns which curve is whose, for curves drawn in the order of `names`."""
+  items = []
+  for index, name in enumerate(names):
+    style = "dashed" if dashed(index) else "solid"
+    line = f"border-top: 3px {style} {COLORS[index % len(COLORS)]}"
+    items.append(f'<span class="line" style="{line}"></span>{escape(name)}')
+  return f'<p class="note">{"".join(items)}</p>'
+
+
 def legend(colors: Mapping[str, tuple[int, int, int] | str]) -> str:
   """Returns what the colours mean."""
   items = []
@@ -161,7 +178,7 @@ def chart(
   for x in _ticks(x_low, x_high):
     parts.append(f'<text x="{to_x(x):.1f}" y="{height - 10}" text-anchor="middle">{x:.4g}</text>')
   for index, (name, curve) in enumerate(curves.items()):
-    color = COLORS[index % len(COLORS)]
+    color, dash = COLORS[index % len(COLORS)], ' stroke-dasharray="5 3"' if dashed(index) else ""
     path, pen = [], "M"
     for x, y in curve:
       if finite(y):
@@ -170,7 +187,7 @@ def chart(
       else:
         pen = "M"
     parts.append(
-      f'<path d="{"".join(path)}" fill="none" stroke="{color}" stroke-width="1.8">'
+      f'<path d="{"".join(path)}" fill="none" stroke="{color}" stroke-width="1.8"{dash}>'
       f"<title>{escape(name)}</title></path>"
     )
     for x, y in curve:
@@ -184,5 +201,5 @@ def chart(
 
 def charts(figures: Iterable[str], names: Sequence[str] = ()) -> str:
   """Returns charts side by side under one legend for curves in the order of `names`."""
-  key = legend({n: COLORS[i % len(COLORS)] for i, n in enumerate(names)}) if names else ""
+  key = curve_legend(names) if names else ""
   return key + f'<div class="charts">{"".join(figures)}</div>'

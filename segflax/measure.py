@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from segflax import metrics, metrics_thin
+from segflax import judgement, metrics, metrics_thin
 from segflax.counts import THRESHOLDS
+from segflax.skeleton import skeletonize
 
 PIXEL_METRICS = ("f1@2px", "f1@5px", "cldice")
 
@@ -47,23 +48,25 @@ class Measured(NamedTuple):
   """What a pass over a split found.
 
   Attributes:
-    rows: of metrics.compute.
-    thin: threshold name -> metric -> float [n q]; NaN where the truth is unknown.
+    rows: name of a threshold -> of metrics.compute, with the pairs counted at that threshold.
+    thin: name of a threshold -> metric -> float [n q]; NaN where the truth is unknown.
     width: float [n q], of the truth in pixels; NaN where it is empty or unknown.
-    histograms: per prompt, the pixels whose truth is known.
+    histograms: data set -> per prompt, the pixels whose truth is known.
   """
 
-  rows: metrics.Rows
+  rows: dict[str, metrics.Rows]
   thin: dict[str, dict[str, np.ndarray]]
   width: np.ndarray
-  histograms: list[metrics_thin.ScoreHistogram]
+  histograms: dict[str, list[metrics_thin.ScoreHistogram]]
 
-  def average_precision(self, prompts: Sequence[str]) -> float:
-    """Returns `ap` over the pixels of some prompts."""
+  def average_precision(self, prompts: Sequence[str], source: str | None = None) -> float:
+    """Returns `ap` over the pixels of some prompts, of one data set or of all."""
     joined = metrics_thin.ScoreHistogram()
-    for prompt, histogram in zip(self.rows.prompts, self.histograms, strict=True):
-      if prompt in prompts:
-        joined.merge(histogram)
+    asked = next(iter(self.rows.values())).prompts
+    for name, histograms in self.histograms.items():
+      for prompt, histogram in zip(asked, histograms, strict=True):
+        if prompt in prompts and source in (None, name):
+          joined.merge(histogram)
     return joined.average_precision()
 
 
@@ -73,8 +76,9 @@ class Measure:
   Args:
     prompts: those asked.
     concepts: the concept of each prompt.
-    thresholds: name -> threshold for all prompts or per prompt, for the thin-structure metrics;
-      none: only counts are kept, which is all that fitting thresholds needs.
+    thresholds: name -> threshold for all prompts or per prompt, for what the counts at all
+      thresholds do not tell: the shapes, and how the masks of two prompts agree.
+    shapes: measure them; fitting thresholds does not need it.
   """
 
   def __init__(
@@ -82,12 +86,21 @@ class Measure:
     prompts: Sequence[str],
     concepts: Sequence[str],
     thresholds: Mapping[str, float | Mapping[str, float]],
+    *,
+    shapes: bool = True,
   ):
     self.prompts, self.concepts, self.thresholds = list(prompts), list(concepts), thresholds
+    self._shapes = shapes
+    # float32, as the counts compare.
+    self._levels = {
+      name: np.float32([t[p] if isinstance(t, Mapping) else t for p in prompts])
+      for name, t in thresholds.items()
+    }
     self._image_ids, self._sources, self._known = [], [], []
-    self._counts, self._pairs, self._width = [], [], []
+    self._counts, self._width = [], []
+    self._pairs = {name: [] for name in thresholds}
     self._thin = {name: {m: [] for m in PIXEL_METRICS} for name in thresholds}
-    self._histograms = [metrics_thin.ScoreHistogram() for _ in prompts]
+    self._histograms = {}
 
   def add(
     self,
@@ -112,89 +125,128 @@ class Measure:
     self._sources.append(source)
     self._known.append(known)
     self._counts.append([threshold_counts(p, t) for p, t in zip(maps, truths, strict=True)])
-    self._pairs.append(pair_counts(maps > 0.5, truths))
-    if self.thresholds:
-      self._measure_shapes(maps, truths, known)
+    for name, levels in self._levels.items():
+      self._pairs[name].append(pair_counts(maps > levels[:, None, None], truths))
+    if self._shapes:
+      self._measure_shapes(source, maps, truths, known)
 
-  def _measure_shapes(self, maps: np.ndarray, truths: np.ndarray, known: np.ndarray):
-    widths = []
-    for column, prompt in enumerate(self.prompts):
-      unknown = dict.fromkeys((*PIXEL_METRICS, "width"), np.nan)
+  def _measure_shapes(self, source: str, maps: np.ndarray, truths: np.ndarray, known: np.ndarray):
+    if source not in self._histograms:
+      self._histograms[source] = [metrics_thin.ScoreHistogram() for _ in self.prompts]
+    widths = np.full(len(self.prompts), np.nan)
+    for column in range(len(self.prompts)):
+      truth, skeleton = truths[column], None
       if known[column]:
-        self._histograms[column].add(maps[column], truths[column])
-      for name, threshold in self.thresholds.items():
-        level = threshold[prompt] if isinstance(threshold, Mapping) else threshold
-        found = unknown
+        self._histograms[source][column].add(maps[column], truth)
+        # The slowest part by far, and the same at every threshold.
+        skeleton = skeletonize(truth)
+        widths[column] = metrics_thin.width(truth, skeleton)
+      for name, levels in self._levels.items():
+        found = dict.fromkeys(PIXEL_METRICS, np.nan)
         if known[column]:
-          found = metrics_thin.picture_metrics(maps[column] > level, truths[column])
+          found = metrics_thin.picture_metrics(maps[column] > levels[column], truth, skeleton)
         for metric in PIXEL_METRICS:
           self._thin[name][metric].append(found[metric])
-      widths.append(found["width"])
     self._width.append(widths)
 
   def result(self) -> Measured:
     """Returns what has been measured so far."""
     shape = len(self._image_ids), len(self.prompts)
-    rows = metrics.Rows(
-      prompts=self.prompts,
-      concepts=self.concepts,
-      image_ids=list(self._image_ids),
-      sources=list(self._sources),
-      thresholds=np.asarray(THRESHOLDS),
-      threshold=0.5,
-      counts=np.asarray(self._counts),
-      pairs=np.asarray(self._pairs),
-      known=np.asarray(self._known),
-    )
+    rows = {
+      name: metrics.Rows(
+        prompts=self.prompts,
+        concepts=self.concepts,
+        image_ids=list(self._image_ids),
+        sources=list(self._sources),
+        thresholds=np.asarray(THRESHOLDS),
+        threshold=threshold,
+        counts=np.asarray(self._counts),
+        pairs=np.asarray(self._pairs[name]),
+        known=np.asarray(self._known),
+      )
+      for name, threshold in self.thresholds.items()
+    }
     thin = {
       name: {metric: np.reshape(values, shape) for metric, values in columns.items()}
       for name, columns in self._thin.items()
+      if self._shapes
     }
     width = np.asarray(self._width) if self._width else np.full(shape, np.nan)
     return Measured(rows, thin, width, self._histograms)
 
 
-def report(measured: Measured, name: str, threshold: float | Mapping[str, float]) -> dict:
+def report(measured: Measured, name: str) -> dict:
   """Returns every metric at one threshold: overall, per prompt, concept and data set, by width."""
-  rows, thin = measured.rows, measured.thin[name]
+  rows, thin = measured.rows[name], measured.thin[name]
+  sources = np.asarray(rows.sources)
+  every = np.ones(len(sources), bool)
 
-  def group(pictures: np.ndarray, prompts: Sequence[str]) -> dict[str, float]:
+  def group(prompts: Sequence[str], pictures: np.ndarray = every) -> dict[str, float]:
     chosen = np.isin(rows.prompts, prompts)
     shapes = {m: metrics.mean(values[pictures][:, chosen]) for m, values in thin.items()}
-    return metrics.compute(rows.pictures(pictures), threshold, prompts) | shapes
+    return metrics.compute(rows.pictures(pictures), prompts=prompts) | shapes
 
-  every = np.ones(len(rows.image_ids), bool)
-  sources, concepts = np.asarray(rows.sources), np.asarray(rows.concepts)
-  of_concept = {c: [p for p, k in zip(rows.prompts, concepts, strict=True) if k == c]
-                for c in dict.fromkeys(rows.concepts)}  # fmt: skip
-  with_ap = lambda values, prompts: values | {"ap": measured.average_precision(prompts)}  # noqa: E731
-  iou = metrics.iou_rows(rows, threshold)
+  def with_ap(prompts: Sequence[str], source: str | None = None) -> dict[str, float]:
+    pictures = every if source is None else sources == source
+    return group(prompts, pictures) | {"ap": measured.average_precision(prompts, source)}
+
+  def widths(prompt: str) -> dict[str, dict[str, float]]:
+    column = rows.prompts.index(prompt)
+    bins = np.array([metrics_thin.width_bin(w) for w in measured.width[:, column]])
+    return {
+      name: {"pictures": int((bins == name).sum())} | group([prompt], bins == name)
+      for name in metrics_thin.width_bins()
+      if (bins == name).any()
+    }
+
+  of_concept = {}
+  for prompt, concept in zip(rows.prompts, rows.concepts, strict=True):
+    of_concept.setdefault(concept, []).append(prompt)
   return {
-    "overall": with_ap(group(every, rows.prompts), rows.prompts),
-    "per_prompt": {p: with_ap(group(every, [p]), [p]) for p in rows.prompts},
-    "per_concept": {c: with_ap(group(every, ps), ps) for c, ps in of_concept.items()},
-    "per_source": {str(s): group(sources == s, rows.prompts) for s in np.unique(sources)},
-    "by_width": {
-      prompt: metrics_thin.by_width(
-        measured.width[:, column],
-        {"iou": iou[:, column]} | {m: values[:, column] for m, values in thin.items()},
-      )
-      for column, prompt in enumerate(rows.prompts)
-    },
+    "overall": with_ap(rows.prompts),
+    "per_prompt": {prompt: with_ap([prompt]) for prompt in rows.prompts},
+    "per_concept": {concept: with_ap(prompts) for concept, prompts in of_concept.items()},
+    "per_source": {source: with_ap(rows.prompts, source) for source in sorted(set(rows.sources))},
+    # No ap: pixels are ranked per data set, not per width. Every picture here has a truth.
+    "by_width": {prompt: widths(prompt) for prompt in rows.prompts},
   }
 
 
-def confusion(rows: metrics.Rows, threshold: float | Mapping[str, float]) -> dict:
-  """Returns what is taken for what.
+def intervals(measured: Measured, name: str) -> dict:
+  """Returns "overall" and "per_prompt": metric -> mean, low, high at one threshold.
+
+  Bootstrap over pictures, 95 %, of every metric that is a ratio of sums over pictures; `ap` and
+  `miou_2c` are not, and get none.
+  """
+  rows, prompts = measured.rows[name], measured.rows[name].prompts
+  return {
+    "overall": _intervals(rows, measured.thin[name], prompts),
+    "per_prompt": {p: _intervals(rows, measured.thin[name], [p]) for p in prompts},
+  }
+
+
+def _intervals(rows: metrics.Rows, thin: dict, prompts: Sequence[str]) -> dict[str, dict]:
+  chosen = np.isin(rows.prompts, prompts)
+  parts = metrics.ratio_parts(rows, prompts)
+  for metric, values in thin.items():
+    values = values[:, chosen]
+    parts[metric] = (np.nansum(values, 1), (~np.isnan(values)).sum(1))
+  above, below = (np.stack([part[k] for part in parts.values()], -1) for k in (0, 1))
+  found = judgement.bootstrap_ratio(above, below)
+  return {m: interval._asdict() for m, interval in zip(parts, found, strict=True)}
+
+
+def confusion(rows: metrics.Rows) -> dict:
+  """Returns what is taken for what at `rows.threshold`.
 
   Returns:
     pixels: prompt -> tp, fp, fn, tn summed over pictures.
     pictures: prompt -> of the pictures that have the concept and of those that have not, how many
       got any foreground.
-    marked: prompt -> concept -> share of the pixels that the prompt marks (at `rows.threshold`)
-      that lie in the concept's truth, over the pictures where that truth is known.
+    marked: prompt -> concept -> share of the pixels that the prompt marks that lie in the
+      concept's truth, over the pictures where that truth is known.
   """
-  counts = metrics.counts_at(rows, threshold)
+  counts = metrics.counts_at(rows)
   pixels, pictures, marked = {}, {}, {}
   for column, prompt in enumerate(rows.prompts):
     tp, fp, fn, _ = own = counts[rows.known[:, column], column].T

@@ -34,14 +34,16 @@ DEFINITIONS = {
   "synonym_agreement": "mean IoU of the masks of two prompts of one concept on one picture, where "
   "either is not empty",
 }
-NO_DIRECTION = ("predicted_area", "truth_area", "truth_overlap")  # no value of these is the best
-LOWER_IS_BETTER = (
-  "loss",
-  "empty_fp_rate",
-  "empty_fp_area",
+# No value of these is the best: a model that marks nothing has the least overlap and wrong IoU.
+NO_DIRECTION = (
+  "predicted_area",
+  "truth_area",
   "prompt_overlap",
+  "truth_overlap",
   "wrong_prompt_iou",
 )
+LOWER_IS_BETTER = ("loss", "empty_fp_rate", "empty_fp_area")
+BETWEEN_MASKS = ("prompt_overlap", "wrong_prompt_iou", "synonym_agreement")  # need Rows.pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Rows:
     image_ids: n names.
     sources: n names, the data set each picture came from.
     thresholds: float64 [t], those of `counts`.
-    threshold: the threshold of `pairs`, one of `thresholds`.
+    threshold: that of `pairs`: one of `thresholds` for all prompts, or prompt -> one of them.
     counts: int [n q t 4], (tp, fp, fn, tn) of `counts.threshold_counts`.
     pairs: int [n q q 3 2], of `counts.pair_counts`.
     known: bool [n q], whether the truth of the prompt's concept is known.
@@ -65,7 +67,7 @@ class Rows:
   image_ids: Sequence[str]
   sources: Sequence[str]
   thresholds: np.ndarray
-  threshold: float
+  threshold: float | Mapping[str, float]
   counts: np.ndarray
   pairs: np.ndarray
   known: np.ndarray
@@ -82,7 +84,7 @@ class Rows:
     for name, (shape, expected) in shapes.items():
       if tuple(shape) != expected:
         raise ValueError(f"{name} has shape {tuple(shape)}, not {expected} = (pictures, prompts …)")
-    self.threshold_index(self.threshold)
+    counts_at(self)  # Raises where `threshold` was not counted.
 
   def threshold_index(self, threshold: float) -> int:
     """Returns where a threshold stands in `thresholds`."""
@@ -111,6 +113,8 @@ class Rows:
     columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     for name in ("prompts", "concepts", "image_ids", "sources"):
       columns[name] = np.asarray(columns[name], dtype=np.str_)
+    if isinstance(self.threshold, Mapping):
+      columns["threshold"] = np.asarray([self.threshold[prompt] for prompt in self.prompts])
     path = Path(path)
     temporary = path.with_suffix(".tmp.npz")
     np.savez_compressed(temporary, **columns)
@@ -130,21 +134,10 @@ class Rows:
       raise UserError(f"{path} holds no rows of an evaluation ({error}); evaluate again") from error
     for name in ("prompts", "concepts", "image_ids", "sources"):
       content[name] = content[name].tolist()
-    return cls(**{**content, "threshold": float(content["threshold"])})
-
-
-def merge(parts: Sequence[Rows]) -> Rows:
-  """Joins the rows of several processes or batches; the pictures stay in the order given."""
-  first = parts[0]
-  for part in parts[1:]:
-    same = list(part.prompts) == list(first.prompts) and part.threshold == first.threshold
-    if not same or not np.array_equal(part.thresholds, first.thresholds):
-      raise ValueError("rows of different prompts or thresholds cannot be joined")
-  joined = {
-    name: np.concatenate([getattr(p, name) for p in parts]) for name in ("counts", "pairs", "known")
-  }
-  names = {name: [x for p in parts for x in getattr(p, name)] for name in ("image_ids", "sources")}
-  return dataclasses.replace(first, **joined, **names)
+    threshold = content["threshold"].tolist()
+    if isinstance(threshold, list):
+      threshold = dict(zip(content["prompts"], threshold, strict=True))
+    return cls(**{**content, "threshold": threshold})
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float) -> np.ndarray:
@@ -162,12 +155,15 @@ def mean(values: np.ndarray) -> float:
 
 def counts_at(rows: Rows, threshold: float | Mapping[str, float] | None = None) -> np.ndarray:
   """Returns int64 [n q 4], the counts at one threshold or at one per prompt."""
-  if threshold is None:
-    threshold = rows.threshold
+  index = _levels(rows, rows.threshold if threshold is None else threshold)
+  return rows.counts[:, np.arange(len(index)), index].astype(np.int64)
+
+
+def _levels(rows: Rows, threshold: float | Mapping[str, float]) -> list[int]:
+  """Returns per prompt where its threshold stands in `rows.thresholds`."""
   if not isinstance(threshold, Mapping):
     threshold = dict.fromkeys(rows.prompts, threshold)
-  index = [rows.threshold_index(threshold[prompt]) for prompt in rows.prompts]
-  return rows.counts[:, np.arange(len(index)), index].astype(np.int64)
+  return [rows.threshold_index(threshold[prompt]) for prompt in rows.prompts]
 
 
 def iou_rows(rows: Rows, threshold: float | Mapping[str, float] | None = None) -> np.ndarray:
@@ -212,6 +208,11 @@ def from_counts(counts: np.ndarray) -> dict[str, float]:
 
 def from_pairs(rows: Rows, prompts: Sequence[str]) -> dict[str, float]:
   """Computes how far `prompts` are told from all the others, at `rows.threshold`."""
+  return {name: mean(values) for name, values in _pair_values(rows, prompts).items()}
+
+
+def _pair_values(rows: Rows, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+  """Returns metric -> float64 [n k], a column per pair of prompts; NaN where it says nothing."""
   concepts = np.asarray(rows.concepts)
   chosen = np.isin(rows.prompts, prompts)
   other = chosen[:, None] & (concepts[:, None] != concepts)
@@ -223,11 +224,42 @@ def from_pairs(rows: Rows, prompts: Sequence[str]) -> dict[str, float]:
   truth_area = rows.pairs[:, themselves, themselves, 2, 1]  # union of a truth with itself
   their_truth = their_known & (truth_area > 0)[:, None, :]
   return {
-    "prompt_overlap": mean(iou[:, other, 0]),
-    "truth_overlap": mean(np.where(own_known & their_known, iou[..., 2], np.nan)[:, other]),
-    "wrong_prompt_iou": mean(np.where(their_truth, iou[..., 1], np.nan)[:, other]),
-    "synonym_agreement": mean(iou[:, synonym, 0]),
+    "prompt_overlap": iou[:, other, 0],
+    "truth_overlap": np.where(own_known & their_known, iou[..., 2], np.nan)[:, other],
+    "wrong_prompt_iou": np.where(their_truth, iou[..., 1], np.nan)[:, other],
+    "synonym_agreement": iou[:, synonym, 0],
   }
+
+
+def ratio_parts(rows: Rows, prompts: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Splits metrics at `rows.threshold` into what each picture adds above and below the line.
+
+  Returns:
+    metric name -> (numerator, denominator), float64 [n] each: the metric is the sum of the one
+    over the sum of the other. `miou_2c`, a mean of two ratios, is not among them.
+  """
+  chosen = np.isin(rows.prompts, prompts)
+  known = rows.known[:, chosen]
+  tp, fp, fn, tn = np.moveaxis(counts_at(rows)[:, chosen], -1, 0)
+  every, empty = tp + fp + fn + tn, tp + fn == 0
+  iou = ratio(tp, tp + fp + fn, 1)
+  means = {
+    "iou": (iou, known),
+    "dice": (ratio(2 * tp, 2 * tp + fp + fn, 1), known),
+    "pixel_accuracy": (ratio(tp + tn, every, 0), known),
+    "iou_fg": (iou, known & ~empty),
+    "empty_fp_rate": (fp > 0, known & empty),
+    "empty_fp_area": (ratio(fp, every, 0), known & empty),
+    "predicted_area": (ratio(tp + fp, every, 0), known),
+    "truth_area": (ratio(tp + fn, every, 0), known),
+  }
+  parts = {name: ((v * where).sum(1), where.sum(1)) for name, (v, where) in means.items()}
+  total = lambda values: (values * known).sum(1)  # noqa: E731
+  parts["iou_global"] = total(tp), total(tp + fp + fn)
+  parts["dice_global"] = total(2 * tp), total(2 * tp + fp + fn)
+  for name, values in _pair_values(rows, prompts).items():
+    parts[name] = np.nansum(values, 1), (~np.isnan(values)).sum(1)
+  return {name: tuple(np.asarray(v, np.float64) for v in part) for name, part in parts.items()}
 
 
 def compute(
@@ -239,39 +271,25 @@ def compute(
 
   Args:
     rows: of one evaluation.
-    threshold: one for all or one per prompt; `rows.threshold` by default. The metrics between
-      prompts are always those at `rows.threshold`.
+    threshold: one for all or one per prompt; `rows.threshold` by default.
     prompts: those to judge; all by default.
 
   Returns:
-    metric name -> value in [0, 1]; NaN where there is nothing to judge.
+    metric name -> value in [0, 1]; NaN where there is nothing to judge, and of BETWEEN_MASKS at
+    any threshold but `rows.threshold`, at which alone they were counted.
   """
   prompts = list(rows.prompts) if prompts is None else list(prompts)
   chosen = np.isin(rows.prompts, prompts)
   counts = counts_at(rows, threshold)[:, chosen][rows.known[:, chosen]]
-  return from_counts(counts) | from_pairs(rows, prompts)
+  between = from_pairs(rows, prompts)
+  if threshold is not None and _levels(rows, threshold) != _levels(rows, rows.threshold):
+    between |= dict.fromkeys(BETWEEN_MASKS, float("nan"))
+  return from_counts(counts) | between
 
 
 def per_prompt(rows: Rows, threshold=None) -> dict[str, dict[str, float]]:
   """Returns prompt -> metrics."""
   return {prompt: compute(rows, threshold, [prompt]) for prompt in rows.prompts}
-
-
-def per_concept(rows: Rows, threshold=None) -> dict[str, dict[str, float]]:
-  """Returns concept -> metrics over all its prompts."""
-  groups = {concept: [] for concept in rows.concepts}
-  for prompt, concept in zip(rows.prompts, rows.concepts, strict=True):
-    groups[concept].append(prompt)
-  return {concept: compute(rows, threshold, prompts) for concept, prompts in groups.items()}
-
-
-def per_source(rows: Rows, threshold=None) -> dict[str, dict[str, float]]:
-  """Returns data set -> metrics over its pictures."""
-  sources = np.asarray(rows.sources)
-  return {
-    str(source): compute(rows.pictures(sources == source), threshold)
-    for source in np.unique(sources)
-  }
 
 
 def fit_thresholds(rows: Rows) -> dict[str, float]:

@@ -4,7 +4,7 @@ On cracks three pixels wide a shift by one pixel costs a quarter of the IoU, so 
 misjudges them (DEFINITIONS says what each of these means).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,18 @@ DEFINITIONS = {
   "count 1; skeletons by Guo and Hall 1989",
   "ap": "average precision over the pixels of all pictures (scikit-learn's definition), of "
   "probabilities rounded to 1/65535",
+}
+PAPER_DEFINITIONS = {
+  "clipseg.ap": "Simpson's integral of precision over recall at the thresholds .02 to .98, from "
+  "counts summed over pictures and prompts, 1 added to every denominator; comparable with the "
+  "CLIPSeg paper only",
+  "clipseg.fgiou_best": "tp / (1 + tp + fp + fn) of summed counts, at the best of the thresholds "
+  ".02 to .98 on the split itself, as the paper has it",
+  "clipseg.fgiou_best_t": "the threshold of clipseg.fgiou_best",
+  "clipseg.fgiou_0.5": "the same IoU at 0.5",
+  "clipseg.biniou_best": "mean of foreground and background IoU of summed counts (1 added to the "
+  "denominators), at the best threshold on the split itself",
+  "clipseg.biniou_0.5": "the same at 0.5",
 }
 
 
@@ -111,13 +123,19 @@ def width_bins() -> list[str]:
   return [width_bin(edge) for edge in (*WIDTH_EDGES, WIDTH_EDGES[-1] + 1)]
 
 
-def picture_metrics(prediction: Mask, truth: Mask) -> dict[str, float]:
-  """Returns the metrics of one picture and prompt that need its pixels, and the truth's width."""
+def picture_metrics(
+  prediction: Mask, truth: Mask, truth_skeleton: Mask | None = None
+) -> dict[str, float]:
+  """Returns the metrics of one picture and prompt that need its pixels.
+
+  Args:
+    prediction: mask of the model.
+    truth: mask to compare with.
+    truth_skeleton: made here if None; one serves every threshold.
+  """
   prediction, truth = np.asarray(prediction) > 0, np.asarray(truth) > 0
-  skeleton = skeletonize(truth)
   close = {f"f1@{t:g}px": v for t, v in f1_within(prediction, truth).items()}
-  score = cl_dice(prediction, truth, truth_skeleton=skeleton)
-  return close | {"cldice": score, "width": width(truth, skeleton)}
+  return close | {"cldice": cl_dice(prediction, truth, truth_skeleton=truth_skeleton)}
 
 
 class ScoreHistogram:
@@ -177,21 +195,4 @@ def paper_metrics(
     "clipseg.fgiou_0.5": float(foreground[half]),
     "clipseg.biniou_best": float(both.max()),
     "clipseg.biniou_0.5": float(both[half]),
-  }
-
-
-def by_width(
-  widths: Float[np.ndarray, " n"], values: Mapping[str, Float[np.ndarray, " n"]]
-) -> dict[str, dict[str, float]]:
-  """Averages per-picture metrics over the pictures of each width.
-
-  Returns:
-    bin -> {"pictures": number, metric: mean}, thinnest first, only bins that have pictures.
-  """
-  names = np.array([width_bin(w) for w in widths])
-  return {
-    name: {"pictures": int((names == name).sum())}
-    | {metric: float(np.mean(column[names == name])) for metric, column in values.items()}
-    for name in width_bins()
-    if (names == name).any()
   }

@@ -1,6 +1,7 @@
 """Reads what runs have left behind: summaries, curves, rows, overlays. Starts no JAX."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,7 +24,10 @@ COLUMNS = (
   "best_val_loss",
   "best_val_pixel_accuracy",
   "val_prompt_overlap",
+  "val_truth_overlap",
   "val_wrong_prompt_iou",
+  "val_predicted_area",
+  "val_truth_area",
   "final_train_loss",
   "final_val_loss",
   "loss",
@@ -74,7 +78,11 @@ class Run:
     return rows[-1] if rows else {}
 
   def rows(self) -> Rows | None:
-    """Returns the rows of validation at the best epoch; None where there are none."""
+    """Returns the rows of validation at the best epoch, read once; None where there are none."""
+    return self._rows
+
+  @functools.cached_property
+  def _rows(self) -> Rows | None:
     path = self.path / summary.VAL_ROWS
     return Rows.load(path) if path.exists() else None
 
@@ -104,7 +112,10 @@ class Run:
       self.best("val_loss"),
       self.best("val_pixel_accuracy"),
       at_best.get("val_prompt_overlap"),
+      at_best.get("val_truth_overlap"),
       at_best.get("val_wrong_prompt_iou"),
+      at_best.get("val_predicted_area"),
+      at_best.get("val_truth_area"),
       final.get("train_loss"),
       final.get("val_loss"),
       self.argument("loss.name"),
@@ -131,7 +142,7 @@ def find(paths: Iterable[str | Path]) -> tuple[list[Run], list[Path]]:
   Raises:
     UserError: a path does not exist or holds no run that has ended.
   """
-  workdirs, unfinished = {}, []
+  workdirs, unfinished = {}, {}
   for path in map(Path, paths):
     if not path.exists():
       raise UserError(f"{path} does not exist; give the workdirs of runs, or a folder of them")
@@ -139,8 +150,9 @@ def find(paths: Iterable[str | Path]) -> tuple[list[Run], list[Path]]:
     workdirs |= dict.fromkeys(file.parent for file in files)
     configs = [] if path.is_file() else sorted(path.rglob("config.json"))
     trained = (c.parent for c in configs if (c.parent / "checkpoints").is_dir())
-    unfinished += [w for w in trained if not (w / summary.SUMMARY).exists()]
-    if not files and not unfinished:
+    begun = [w for w in trained if not (w / summary.SUMMARY).exists()]
+    unfinished |= dict.fromkeys(begun)
+    if not files and not begun:
       raise UserError(
         f"{path} holds no {summary.SUMMARY}; give the workdir of a run that has ended"
       )
@@ -152,7 +164,7 @@ def find(paths: Iterable[str | Path]) -> tuple[list[Run], list[Path]]:
     has_curves = (workdir / summary.HISTORY).exists()
     history = summary.read_history(workdir) if has_curves else []
     runs.append(Run(name, workdir, summary.read_summary(workdir), history))
-  return runs, unfinished
+  return runs, list(unfinished)
 
 
 def _names(workdirs: Sequence[Path]) -> list[str]:
@@ -204,7 +216,7 @@ def write_overlays(folder: Path, entries: Iterable[tuple[str, str, str, object, 
 
   Args:
     folder: a folder named `overlays` inside a workdir, at any depth.
-    entries: (kind, image id, prompt, PIL picture, caption); kind: "example" or "worst".
+    entries: (kind, image id, prompt, PIL picture, caption); kind: of evaluation_page.TITLES.
   """
   folder.mkdir(parents=True, exist_ok=True)
   index = []

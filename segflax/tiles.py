@@ -123,6 +123,19 @@ def tile(size: Size, image_size: int, patch: int, side: int, overlap: float = 0.
   return Layout(size, window, content, canvas, tops, lefts)
 
 
+def parse(text: str) -> str | int | None:
+  """Reads a script's --tile: "auto", "none" (None) or the side of a window in pixels.
+
+  Raises:
+    UserError: it is none of these.
+  """
+  if text.isdecimal():
+    return int(text)
+  if text not in ("auto", "none"):
+    raise UserError(f"--tile {text} is neither auto, none nor a number of pixels")
+  return None if text == "none" else text
+
+
 def _starts(length: int, side: int, overlap: int) -> tuple[int, ...]:
   """First pixels of the fewest evenly spread windows that overlap enough and end at the border."""
   if length <= side:

@@ -18,6 +18,7 @@ LEGEND = {
   "found": TRUE_POSITIVE,
   "false alarm": FALSE_POSITIVE,
   "missed": FALSE_NEGATIVE,
+  "marked, truth unknown": PREDICTION,
 }
 _CAPTION = 18  # pixels
 _GAP = 4

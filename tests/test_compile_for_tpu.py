@@ -54,6 +54,12 @@ def test_a_small_step_for_one_chip_and_for_a_slice_of_each_generation(tmp_path):
     assert row["pictures_per_second"] <= 1.001 * 4 * row["chips"] / bound
 
 
+def test_a_batch_that_only_devices_can_tell_is_refused():
+  done = compile_for("--topology=v5e:1x1", "--config.batch_size=auto")
+  assert done.returncode == 2
+  assert "batch_size 'auto' needs the devices themselves; give --pictures_per_chip" in done.stderr
+
+
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e:3x7", "v5e"])
 def test_a_slice_that_does_not_exist_is_named(topology):
   done = compile_for(f"--topology={topology}")

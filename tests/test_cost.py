@@ -58,6 +58,7 @@ def test_the_largest_batch_fits_and_the_next_does_not(fixed, each, limit, best):
 
   assert cost.largest_batch(memory_at, limit) == best
   assert len(compilations) < 12
+  assert len(set(compilations)) == len(compilations)
 
 
 def test_memory_that_grows_faster_than_a_line_is_not_overrun():

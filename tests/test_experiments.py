@@ -1,7 +1,10 @@
 """Trials are laid out, run once, continued, and written for other engines."""
 
+import importlib
 import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import textwrap
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segflax import emit, experiments, study
+from segflax import emit, experiments, launch_templates, runs, study
 from segflax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -66,9 +69,43 @@ def test_templates_are_listed_without_running_them(project):
   assert found == {n: f"The {n} template." for n in ("baseline", "higher_lr", "quickstart")}
 
 
-def test_the_projects_templates_load_and_say_what_they_are():
-  found = experiments.templates(ROOT / "configs")
-  assert "baseline" in found and all(found.values())
+ORIGINS_VALUES = {
+  "baseline": {},
+  "baseline_mixed_precision": {"mixed_precision": True},
+  "higher_lr": {"lr": 5e-4},
+  "lower_lr": {"lr": 5e-5},
+  "larger_batch": {"batch_size": 16},
+  "smaller_image": {"image_size": 256},
+  "with_per_prompt_eval": {"eval_per_prompt": True},
+}
+TEMPLATES = sorted(experiments.templates(ROOT / "configs"))
+
+
+def load(name):
+  return importlib.import_module(f"configs.{name}").get_config()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_loads_and_says_what_it_is_and_how_to_run_it(name):
+  config = runs.leaves(load(name).to_dict())
+  assert set(config) == set(runs.leaves(load("baseline").to_dict()))
+  text = importlib.import_module(f"configs.{name}").__doc__
+  assert experiments.templates(ROOT / "configs")[name]
+  assert f"main.py --config=configs/{name}.py --workdir=runs/" in text
+
+
+def test_the_origins_experiments_are_there_with_its_values():
+  assert tuple(ORIGINS_VALUES) == experiments.ORIGIN and set(ORIGINS_VALUES) < set(TEMPLATES)
+  baseline = runs.leaves(load("baseline").to_dict())
+  of_origin = ("batch_size", "epochs", "lr", "image_size", "early_stopping_patience",
+               "gradient_clip", "mixed_precision", "eval_per_prompt")  # fmt: skip
+  values = [baseline[field] for field in of_origin]
+  assert values == [8, 50, 1e-4, 512, 10, 1.0, False, False]
+  for name, changed in ORIGINS_VALUES.items():
+    config = runs.leaves(load(name).to_dict())
+    different = {field: v for field, v in config.items() if v != baseline[field]}
+    assert different.pop("eval.batch_size", 0) == 0
+    assert different == changed, name
 
 
 def test_a_sweep_is_a_grid_over_every_experiment(project):
@@ -101,6 +138,7 @@ def test_without_a_name_the_origins_run(project):
     ({"settings": ["l r=1"]}, "not of the form"),
     ({"sweeps": ["lr=1,,2"]}, "must list distinct values"),
     ({"sweeps": ["lr=1,1"]}, "must list distinct values"),
+    ({"sweeps": ["data_dir=a/b,a b"]}, "data_dir=a/b and data_dir=a b would share the workdir"),
   ],
 )
 def test_bad_plans_are_one_sentence(project, options, message):
@@ -130,6 +168,16 @@ def test_a_done_run_with_other_settings_is_not_mistaken_for_it(project):
   with pytest.raises(UserError, match=r"was run with lr=0.5, not with lr=0.6; give the same"):
     runner(project).run(plan(project, ["higher_lr", "baseline"], settings=["lr=0.6"]))
   assert not (project / "runs" / "higher_lr").exists()
+
+
+def test_a_run_of_main_py_itself_is_left_to_main_py(project):
+  """Its settings are unknown here: main.py finishes at once where they are the same, or refuses."""
+  (trial,) = plan(project, ["baseline"], settings=["lr=0"])
+  trial.workdir.mkdir(parents=True)
+  (trial.workdir / "training_summary.json").write_text("{}")
+  assert experiments.state_of(trial) == "missing"
+  assert runner(project).run([trial]) == {"baseline": "failed"}  # what the fake says of lr=0
+  assert calls(project, "baseline") == 1
 
 
 def test_a_failed_run_may_be_tried_with_other_settings(project):
@@ -198,8 +246,19 @@ def test_emitted_files_are_what_the_engines_read():
     if name.endswith(".yaml"):
       task = yaml.safe_load(text)
       assert set(task) == {"name", "resources", "workdir", "file_mounts", "setup", "run"}
+      assert "-r requirements-gpu.txt" in task["setup"]  # Else an A100 trains on its CPU.
+      assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+      assert "data_dir must be reachable" in text
     else:
       subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+      assert name != "trials.sbatch" or "\n#SBATCH --open-mode=append\n" in text
+  on_tpu = emit.skypilot(golden_trials(), "tpu-v6e-8")["baseline__lr=1e-4.yaml"]
+  assert "-r requirements-tpu.txt" in yaml.safe_load(on_tpu)["setup"]
+
+
+def test_a_template_takes_exactly_its_keys():
+  with pytest.raises(KeyError, match=r"missing \['accelerator'.*unknown \['nodes'\]"):
+    launch_templates.fill("sky.yaml", name="a", nodes=1)
 
 
 def test_the_slurm_array_starts_the_right_trial(tmp_path):
@@ -268,6 +327,28 @@ def test_the_script_lists_and_reports_bad_input():
   wrong = run("--experiment", "nothing")
   assert wrong.returncode == 2 and "'nothing' is unknown; available:" in wrong.stderr
   assert "Traceback" not in wrong.stderr
+
+
+def test_the_exit_code_says_that_trials_failed():
+  exit_code = runpy.run_path(str(ROOT / "scripts/run_experiments.py"), run_name="x")["exit_code"]
+  assert exit_code(["done", "done"], False) == 0
+  assert exit_code(["failed", "failed"], False) == exit_code(["done", "failed"], False) == 1
+  assert exit_code(["done", "interrupted"], False) == exit_code(["done"], True) == 75
+
+
+def test_a_study_whose_trials_all_fail_does_not_end_well(project, monkeypatch):
+  script = runpy.run_path(str(ROOT / "scripts/run_experiments.py"), run_name="x")
+  rows = [{"experiment": "baseline", "state": "failed"}]
+  monkeypatch.setattr(study, "run", lambda *_, **__: rows)
+  monkeypatch.setattr(signal, "signal", lambda *_: None)  # Leave pytest its own handlers.
+  argv = ["--experiment", "baseline", "--study", "sqlite://", "--search", "lr=1:2"]
+  assert script["main"](argv) == 1
+
+
+def test_finetune_lora_differs_from_finetune_only_in_what_it_says():
+  one, two = (runs.leaves(load(name).to_dict()) for name in ("finetune", "finetune_lora"))
+  different = {field for field in one if one[field] != two[field]}
+  assert different == {"trainable", "lora.rank", "lora.alpha", "lr", "schedule.warmup_epochs"}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Every metric against scikit-learn or a plain loop, on random, empty and full masks."""
 
-import itertools
+import dataclasses
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 
 from segflax import metrics
+from segflax.data.prompts import PromptSet
 from segflax.errors import UserError
+from segflax.evaluate import EvalSplit, evaluate
+from segflax.sharding import make_mesh
 
 PROMPTS = ["segment crack", "segment wall crack", "segment taping area"]
 CONCEPTS = ["crack", "crack", "taping area"]
@@ -144,26 +149,48 @@ def test_unknown_truths_are_not_judged(pictures):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**16), cuts=st.lists(st.integers(0, 6), max_size=3))
-def test_any_split_into_processes_merges_to_the_same_metrics(seed, cuts):
+@given(seed=st.integers(0, 2**16), batch=st.integers(1, 7), order=st.randoms())
+def test_a_pass_over_any_batches_has_the_metrics_of_the_pictures(seed, batch, order):
+  """Through segflax.evaluate: batches of several processes, padding among them, any order."""
   rows = make_rows(*random_pictures(seed))
-  bounds = [0, *sorted(cuts), 6]
-  parts = [rows.pictures(np.arange(a, b)) for a, b in itertools.pairwise(bounds)]
-  merged = metrics.merge(parts)
-  assert merged.image_ids == rows.image_ids
-  assert repr(metrics.compute(merged)) == repr(metrics.compute(rows))
+  indices = list(range(6))
+  order.shuffle(indices)  # Processes read shards: a batch is of no particular order.
+  columns = {name: getattr(rows, name) for name in ("counts", "pairs", "known")}
 
+  def batches():
+    for start in range(0, 6, batch):
+      index = np.array(indices[start : start + batch])
+      padding = batch - len(index)
+      # A padding row repeats a picture, and must not be counted again.
+      yield {
+        "index": np.concatenate([index, np.zeros(padding, int)]),
+        "valid": np.arange(batch) < len(index),
+      }
 
-def test_groups_are_the_metrics_of_their_rows(pictures):
-  rows = make_rows(*pictures)
-  prompts = metrics.per_prompt(rows)
-  concepts = metrics.per_concept(rows)
-  assert list(prompts) == PROMPTS and list(concepts) == ["crack", "taping area"]
-  assert concepts["crack"]["iou"] == pytest.approx(
-    (prompts[PROMPTS[0]]["iou"] + prompts[PROMPTS[1]]["iou"]) / 2
+  def eval_step(params, given):
+    index = np.asarray(given["index"])
+    found = {name: values[index] for name, values in columns.items()}
+    loss = index[:, None] * np.ones(3)
+    return found | {"loss": loss, **{n: np.asarray(given[n]) for n in ("index", "valid")}}, None
+
+  class Records(list):
+    stream = batches()
+
+  records = Records({"image_id": i, "source": s} for i, s in
+                    zip(rows.image_ids, rows.sources, strict=True))  # fmt: skip
+  prompts = PromptSet(
+    ("crack", "taping area"), tuple(PROMPTS), np.array([0, 0, 1]), np.array([0, 2])
   )
-  sources = metrics.per_source(rows)
-  assert sources["road"]["iou"] == metrics.compute(rows.pictures([0, 2, 4]))["iou"]
+  split = EvalSplit(
+    records, records.stream, prompts, every_synonym=True, threshold=0.5, num_panels=0
+  )
+  # THRESHOLDS of the rows here are three, of the device 49.
+  with mock.patch("segflax.evaluate.counts.THRESHOLDS", THRESHOLDS):
+    found = evaluate(eval_step, {}, (), split, make_mesh(jax.devices()[:1]))
+  assert sorted(found.rows.image_ids) == rows.image_ids
+  assert found.loss == pytest.approx(2.5)
+  expected = metrics.compute(rows)
+  assert metrics.compute(found.rows) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 def test_thresholds_are_fitted_per_prompt_and_used(pictures):
@@ -213,6 +240,9 @@ def test_rows_on_disk(pictures, tmp_path):
   rows = make_rows(*pictures)
   rows.save(tmp_path / "val_rows.npz")
   back = metrics.Rows.load(tmp_path / "val_rows.npz")
+  fitted = dataclasses.replace(rows, threshold=dict(zip(PROMPTS, (0.3, 0.5, 0.7), strict=True)))
+  fitted.save(tmp_path / "fitted.npz")
+  assert metrics.Rows.load(tmp_path / "fitted.npz").threshold == fitted.threshold
   assert repr(metrics.compute(back)) == repr(metrics.compute(rows))
   assert back.image_ids == rows.image_ids and back.prompts == PROMPTS
   (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")

@@ -100,11 +100,6 @@ def test_width_bins():
     "> 8.5 px",
   ]
   assert metrics_thin.width_bin(metrics_thin.width(np.zeros((5, 5), bool))) == "none"
-  table = metrics_thin.by_width(np.array([1, 3, 1, np.nan]), {"iou": np.array([0.2, 0.5, 0.4, 1])})
-  assert table == {
-    "0 to 2.5 px": {"pictures": 2, "iou": pytest.approx(0.3)},
-    "2.5 to 4.5 px": {"pictures": 1, "iou": 0.5},
-  }
 
 
 @settings(max_examples=20, deadline=None)
@@ -152,4 +147,5 @@ def test_picture_metrics_are_those_above():
   got = metrics_thin.picture_metrics(prediction, truth)
   assert got["f1@5px"] == metrics_thin.f1_within(prediction, truth)[5]
   assert got["cldice"] == metrics_thin.cl_dice(prediction, truth)
-  assert got["width"] == metrics_thin.width(truth)
+  skeleton = skeletonize(truth)
+  assert got == metrics_thin.picture_metrics(prediction, truth, skeleton)

@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-TEMPLATES = Path(__file__).parent / "templates"
-MOUNT = "/mnt/segflax"  # where the bucket appears on every host
-_PYTHON = ".venv/bin/python"
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from segflax.launch_templates import MOUNT, PYTHON, fill, install
 
 
 class Plan(NamedTuple):
@@ -68,15 +68,6 @@ def parse_tpu(name: str) -> Tpu:
   )
 
 
-def fill(template: str, **values) -> str:
-  """Replaces `{{key}}`; a key without a value and a value without a key are both errors."""
-  text = (TEMPLATES / template).read_text()
-  keys = set(re.findall(r"{{(\w+)}}", text))
-  if keys - values.keys():
-    raise KeyError(f"{template} needs {sorted(keys - values.keys())}")
-  return re.sub(r"{{(\w+)}}", lambda match: str(values[match[1]]), text)
-
-
 def train_command(args, processes: int, python: str = "python") -> list[str]:
   """Returns the command that every process runs; its rank it learns from the cluster."""
   distributed = ["--distributed"] if processes > 1 else []
@@ -91,10 +82,10 @@ def tpu_vm(args) -> Plan:
       "mkdir -p ~/segflax && tar -xzf segflax.tar.gz -C ~/segflax",
       f"sudo mkdir -p {MOUNT} && sudo chown $USER {MOUNT}",
       f"(mountpoint -q {MOUNT} || gcsfuse --implicit-dirs {args.bucket} {MOUNT})",
-      f"cd ~/segflax && {_install('requirements-tpu.txt')}",
+      f"cd ~/segflax && {install(on_tpu=True)}",
     ]
   )
-  run = f"cd ~/segflax && {shlex.join(train_command(args, args.tpu.hosts, _PYTHON))}"
+  run = f"cd ~/segflax && {shlex.join(train_command(args, args.tpu.hosts, PYTHON))}"
   script = f"{args.name}.sh"
   text = fill(
     "tpu_vm.sh",
@@ -117,7 +108,12 @@ def slurm(args) -> Plan:
   script = f"{args.name}.sbatch"
   text = fill(
     "slurm.sbatch",
+    title=f"{args.name}: written by scripts/launch/launch.py; submit with sbatch",
     name=args.name,
+    array_line="",
+    log="%x-%j.log",
+    choose="",
+    job="$SLURM_JOB_ID",
     nodes=args.nodes,
     gpus_per_node=args.gpus_per_node,
     cpus_per_task=args.cpus_per_task,
@@ -174,19 +170,11 @@ def sky(args) -> Plan:
     accelerator=f"tpu-{args.tpu.accelerator}" if on_tpu else args.gpus,
     spot=str(args.spot).lower(),
     mount=MOUNT,
-    bucket=args.bucket,
-    install=_install("requirements-tpu.txt" if on_tpu else "requirements-gpu.txt"),
-    command=shlex.join(train_command(args, args.tpu.hosts if on_tpu else 1, _PYTHON)),
+    bucket=f"source: gs://{args.bucket}",
+    install=install(on_tpu),
+    command=shlex.join(train_command(args, args.tpu.hosts if on_tpu else 1, PYTHON)),
   )
   return Plan({task: text}, [["sky", "jobs", "launch", f"--name={args.name}", "--yes", task]])
-
-
-def _install(extra: str) -> str:
-  # uv, because the machines' own Python may be older than the one segflax needs.
-  return (
-    "python3 -m pip install -q uv && python3 -m uv venv -q --allow-existing --python 3.11 .venv && "
-    f"python3 -m uv pip install -q --python {_PYTHON} -r requirements.txt -r {extra}"
-  )
 
 
 ENGINES = {"tpu_vm": tpu_vm, "slurm": slurm, "gke": gke, "xpk": xpk, "sky": sky}
