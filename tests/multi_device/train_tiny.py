@@ -5,6 +5,7 @@ import sys
 import jax
 from tiny_run import tiny
 
+from segflax.preemption import EXIT_CODE, Interrupted
 from segflax.train import train_and_evaluate
 
 if __name__ == "__main__":
@@ -12,4 +13,7 @@ if __name__ == "__main__":
   if cluster:
     port, processes, process = cluster
     jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
-  train_and_evaluate(tiny(data, batch_size=8, eval__batch_size=8), workdir)
+  try:
+    train_and_evaluate(tiny(data, batch_size=8, eval__batch_size=8), workdir)
+  except Interrupted:
+    sys.exit(EXIT_CODE)
