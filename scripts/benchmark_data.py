@@ -44,7 +44,7 @@ class Stored(NamedTuple):
 STORED = {
   "jpeg640": Stored("JPEG", {"quality": 90}, (640, 640)),  # as Roboflow exports come
   "jpeg1080": Stored("JPEG", {"quality": 90}, (1920, 1080)),  # as cameras make them
-  "jpeg512": Stored("JPEG", {"quality": 95, "subsampling": 0}, (512, 512)),  # prepared: max_size
+  "jpeg512": Stored("JPEG", {"quality": 92}, (512, 512)),  # as prepare_data --max_size=512 does
   "png512": Stored("PNG", {}, (512, 512)),
 }
 

@@ -66,7 +66,8 @@ def encode(example: Example, max_size: int = 0) -> dict:
 def png_bytes(mask: np.ndarray) -> bytes:
   """Returns a `[h, w]` uint8 mask as a PNG file."""
   buffer = io.BytesIO()
-  Image.fromarray(mask).save(buffer, "PNG")
+  # Level 1: of a mask it makes 3 KiB instead of 1, and decodes in less than half the time.
+  Image.fromarray(mask).save(buffer, "PNG", compress_level=1)
   return buffer.getvalue()
 
 
