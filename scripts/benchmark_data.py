@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from PIL import Image
 
 from segflax.data.builder import load_info, open_split, write_dataset
-from segflax.data.pipeline import make_train_stream
 from segflax.data.prompts import PromptSet
 from segflax.data.synthetic import CONCEPTS, generate_walls
+from segflax.data.train_stream import make_train_stream
 from segflax.errors import UserError
 
 

@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from segflax import feature_cache, lora, losses, optimizer, steps
-from segflax.data import builder, pipeline, synthetic
+from segflax.data import builder, synthetic
 from segflax.data.augment import AugmentConfig, augment
 from segflax.data.decode import load_image
-from segflax.data.pipeline import EvalStream, TrainStream
+from segflax.data.eval_stream import EvalStream, make_eval_stream
 from segflax.data.prompts import PromptSet
 from segflax.data.resize import fit_image
+from segflax.data.train_stream import TrainStream, make_train_stream
 from segflax.errors import UserError
 from segflax.evaluate import EvalSplit
 from segflax.feature_cache import CachedPass, CachedStream, FeatureCache
@@ -117,7 +118,7 @@ def make_model(config: ConfigDict) -> Model:
 
 def train_stream(config: ConfigDict, info: builder.DatasetInfo, prompts: PromptSet):
   """Returns this process's share of the training stream."""
-  return pipeline.make_train_stream(
+  return make_train_stream(
     info.path,
     config.data.train_split,
     batch_size=config.batch_size,
@@ -228,7 +229,7 @@ def eval_split(
   """Returns a split with the prompts that evaluation asks of it."""
   return EvalSplit(
     builder.open_split(info.path, split),
-    pipeline.make_eval_stream(info.path, split, batch_size=batch_size, **_reading(config, prompts)),
+    make_eval_stream(info.path, split, batch_size=batch_size, **_reading(config, prompts)),
     prompts,
     every_synonym=config.eval_per_prompt,
     threshold=config.eval.threshold,
