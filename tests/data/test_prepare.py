@@ -10,9 +10,8 @@ from pathlib import Path
 import exports
 import numpy as np
 import pytest
-from PIL import Image
 
-from segflax.data import builder, prepare, progress, rasterize, records
+from segflax.data import builder, prepare, progress
 from segflax.data.sources import read_source
 from segflax.errors import UserError
 
@@ -186,54 +185,6 @@ def test_weights_and_max_size(folders, tmp_path):
   assert len({train[i]["group"] for i in taping}) == len(taping) / 3
   plain = prepare.prepare(sources, tmp_path / "b", prepare.Options(max_size=40)).info
   assert _cracks(info) == _cracks(plain) != []  # weights leave the other sources alone
-
-
-@pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_turned_pictures_are_stored_upright(tmp_path, orientation):
-  turned = Image.new("RGB", (60, 40), "white")
-  turned.paste("red", (0, 0, 30, 40))
-  exif = Image.Exif()
-  exif[0x0112] = orientation
-  turned.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-  size = (40, 60) if orientation != 3 else (60, 40)
-  example = {
-    "image_id": "turned",
-    "image": tmp_path / "turned.jpg",
-    "masks": {"crack": Image.new("L", size, 255)},
-    "group": "turned",
-    "source": "x",
-  }
-  stored = Image.open(io.BytesIO(records.encode(example)["image"]))
-  assert stored.size == size
-  assert 0x0112 not in stored.getexif()
-  red = np.asarray(stored)[..., 1] < 128
-  assert red.mean() == pytest.approx(0.5, abs=0.02)
-  # Where the left half went: right (180), top (90 clockwise), bottom (90 anticlockwise).
-  rows, columns = np.nonzero(red)
-  centre = {3: columns.mean() > 40, 6: rows.mean() < 20, 8: rows.mean() > 40}
-  assert centre[orientation]
-
-
-def test_untouched_files_are_stored_byte_for_byte(tmp_path):
-  exports.write_picture(tmp_path / "wall.png", exports.walls(1)[0])
-  for path in (tmp_path / "wall.png", tmp_path / "wall.jpg"):
-    Image.open(tmp_path / "wall.png").save(path)
-    example = {"image_id": "w", "image": path, "masks": {}, "group": "w", "source": "x"}
-    assert records.encode(example)["image"] == path.read_bytes()
-
-
-@pytest.mark.parametrize("thick", [1.3, 2.4, 9.0])
-def test_shrinking_keeps_the_area_of_thin_lines(thick):
-  rng = np.random.default_rng(0)
-  outline = np.stack([150 + np.cumsum(rng.normal(0, 4, 61)), np.linspace(-1, 301, 61)], 1)
-  outline = np.concatenate([outline, outline[::-1] + np.array([thick, 0])])
-  mask = np.where(rasterize.polygon_mask(outline, 300, 400), 255, 0).astype(np.uint8)
-  small = records.shrink_mask(mask, (133, 100))
-  assert small.mean() / mask.mean() == pytest.approx(1, abs=0.2)
-  assert set(np.unique(small)) == {0, 255}
-  half = np.asarray(Image.fromarray(mask).resize((133, 100), Image.Resampling.BOX)) >= 128
-  if thick < 1.5:  # coverage of one half would have wiped it out
-    assert half.mean() < 0.3 * (small > 0).mean()
 
 
 @pytest.mark.parametrize(
