@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import platform
+import queue
 import sys
 import tempfile
 import time
@@ -23,6 +24,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from segflax import huge_pages
+
+if __name__ == "__main__":
+  huge_pages.enable()  # As in training; it starts the program over.
 
 from PIL import Image
 
@@ -98,6 +104,7 @@ def run_process(task: dict, process: int, barrier, results):
 
 def measure(name: str, data_dir: Path, args, processes: int, threads: int) -> Measured:
   """Runs all processes at once, each on threads of its own."""
+  kilobytes = kilobytes_per_picture(data_dir, args.split)  # Says here what is wrong with the data.
   context = multiprocessing.get_context("spawn")  # Forked threads would deadlock.
   task = {
     "data_dir": str(data_dir),
@@ -114,17 +121,33 @@ def measure(name: str, data_dir: Path, args, processes: int, threads: int) -> Me
   ]
   for worker in workers:
     worker.start()
-  rows = [results.get(timeout=600) for _ in workers]
-  for worker in workers:
-    worker.join()
+  rows = collect(workers, results)
   return Measured(
     stored=name,
-    kilobytes=kilobytes_per_picture(data_dir, args.split),
+    kilobytes=kilobytes,
     processes=processes,
     threads=threads,
     per_second=sum(pictures / seconds for pictures, seconds, _ in rows),
     per_cpu_second=sum(row[0] for row in rows) / sum(row[2] for row in rows),
   )
+
+
+def collect(workers: list, results) -> list[tuple]:
+  """Returns what each process measured; one that died ends the wait of the others."""
+  rows = []
+  while len(rows) < len(workers):
+    try:
+      rows.append(results.get(timeout=1))
+    except queue.Empty:
+      if codes := [worker.exitcode for worker in workers if worker.exitcode]:
+        for worker in workers:
+          worker.terminate()
+        raise UserError(
+          f"a process ended with code {codes[0]} before it had measured; its error stands above"
+        ) from None
+  for worker in workers:
+    worker.join()
+  return rows
 
 
 def kilobytes_per_picture(data_dir: Path, split: str) -> float:
