@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import platform
+import queue
 import sys
 import tempfile
 import time
@@ -24,12 +25,17 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from segflax import huge_pages
+
+if __name__ == "__main__":
+  huge_pages.enable()  # As in training; it starts the program over.
+
 from PIL import Image
 
 from segflax.data.builder import load_info, open_split, write_dataset
-from segflax.data.pipeline import make_train_stream
 from segflax.data.prompts import PromptSet
 from segflax.data.synthetic import CONCEPTS, generate_walls
+from segflax.data.train_stream import make_train_stream
 from segflax.errors import UserError
 
 
@@ -44,7 +50,7 @@ class Stored(NamedTuple):
 STORED = {
   "jpeg640": Stored("JPEG", {"quality": 90}, (640, 640)),  # as Roboflow exports come
   "jpeg1080": Stored("JPEG", {"quality": 90}, (1920, 1080)),  # as cameras make them
-  "jpeg512": Stored("JPEG", {"quality": 95, "subsampling": 0}, (512, 512)),  # prepared: max_size
+  "jpeg512": Stored("JPEG", {"quality": 92}, (512, 512)),  # as prepare_data --max_size=512 does
   "png512": Stored("PNG", {}, (512, 512)),
 }
 
@@ -98,6 +104,7 @@ def run_process(task: dict, process: int, barrier, results):
 
 def measure(name: str, data_dir: Path, args, processes: int, threads: int) -> Measured:
   """Runs all processes at once, each on threads of its own."""
+  kilobytes = kilobytes_per_picture(data_dir, args.split)  # Says here what is wrong with the data.
   context = multiprocessing.get_context("spawn")  # Forked threads would deadlock.
   task = {
     "data_dir": str(data_dir),
@@ -114,17 +121,33 @@ def measure(name: str, data_dir: Path, args, processes: int, threads: int) -> Me
   ]
   for worker in workers:
     worker.start()
-  rows = [results.get(timeout=600) for _ in workers]
-  for worker in workers:
-    worker.join()
+  rows = collect(workers, results)
   return Measured(
     stored=name,
-    kilobytes=kilobytes_per_picture(data_dir, args.split),
+    kilobytes=kilobytes,
     processes=processes,
     threads=threads,
     per_second=sum(pictures / seconds for pictures, seconds, _ in rows),
     per_cpu_second=sum(row[0] for row in rows) / sum(row[2] for row in rows),
   )
+
+
+def collect(workers: list, results) -> list[tuple]:
+  """Returns what each process measured; one that died ends the wait of the others."""
+  rows = []
+  while len(rows) < len(workers):
+    try:
+      rows.append(results.get(timeout=1))
+    except queue.Empty:
+      if codes := [worker.exitcode for worker in workers if worker.exitcode]:
+        for worker in workers:
+          worker.terminate()
+        raise UserError(
+          f"a process ended with code {codes[0]} before it had measured; its error stands above"
+        ) from None
+  for worker in workers:
+    worker.join()
+  return rows
 
 
 def kilobytes_per_picture(data_dir: Path, split: str) -> float:

@@ -12,9 +12,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from segflax import lora, losses, optimizer, steps, walls
-from segflax.data import builder, pipeline
+from segflax.data import builder
 from segflax.data.augment import AugmentConfig
+from segflax.data.eval_stream import make_eval_stream
 from segflax.data.prompts import PromptSet
+from segflax.data.train_stream import make_train_stream
 from segflax.errors import UserError
 from segflax.evaluate import EvalSplit
 from segflax.models import pretrained
@@ -96,7 +98,7 @@ def make_model(config: ConfigDict) -> Model:
 
 def train_stream(config: ConfigDict, info: builder.DatasetInfo, prompts: PromptSet):
   """Returns this process's share of the training stream."""
-  return pipeline.make_train_stream(
+  return make_train_stream(
     info.path,
     config.data.train_split,
     batch_size=config.batch_size,
@@ -114,7 +116,7 @@ def eval_split(
   """Returns a split with the prompts that evaluation asks of it."""
   return EvalSplit(
     builder.open_split(info.path, split),
-    pipeline.make_eval_stream(info.path, split, batch_size=batch_size, **_reading(config, prompts)),
+    make_eval_stream(info.path, split, batch_size=batch_size, **_reading(config, prompts)),
     prompts,
     every_synonym=config.eval_per_prompt,
     threshold=config.eval.threshold,

@@ -16,8 +16,9 @@ from segflax.build import cast_frozen
 from segflax.data import builder
 from segflax.data.augment import AugmentConfig, augment
 from segflax.data.decode import load_image
-from segflax.data.pipeline import EvalStream, TrainStream
+from segflax.data.eval_stream import EvalStream
 from segflax.data.resize import fit_image
+from segflax.data.train_stream import TrainStream
 from segflax.errors import UserError
 from segflax.feature_cache import CachedPass, CachedStream, FeatureCache
 from segflax.models.clipseg import CLIPSeg, encode_pictures

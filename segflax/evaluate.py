@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from segflax import counts, metrics
 from segflax.data.builder import Records
-from segflax.data.pipeline import EvalStream
+from segflax.data.eval_stream import EvalStream
 from segflax.data.prompts import PromptSet
 from segflax.sharding import local_rows, prefetch, shard_batch
 

@@ -5,6 +5,7 @@ the header, before a pixel is allocated; whatever the decoder trips over names t
 """
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +17,12 @@ from segflax.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, 256 MiB decoded; Pillow only warns there
+
+# Pillow asks the system for every picture's memory anew, and the kernel hands it out page by page,
+# which can cost more than decoding. Kept instead are up to 16 MiB, in pieces that fit all sizes.
+if "PILLOW_BLOCKS_MAX" not in os.environ:
+  Image.core.set_block_size(256 * 1024)
+  Image.core.set_blocks_max(64)
 
 # What Pillow's plugins are known to raise on malformed files.
 DECODE_ERRORS = (
@@ -86,7 +93,9 @@ def _read(source, name, at_least, convert) -> Image.Image:
       if at_least:
         opened.draft(None, (at_least, at_least))
       opened.load()
-      return convert(_upright(opened), name)
+      # In place: it is nobody else's, and a picture that stands upright would be copied.
+      ImageOps.exif_transpose(opened, in_place=True)
+      return convert(opened, name)
   except DECODE_ERRORS as error:
     raise _explain(error, name) from error
 
@@ -122,7 +131,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
   if image.mode == "RGB" and "transparency" not in image.info:
-    return image if image.format is None else image.copy()
+    return image
   if image.mode == "F" or image.mode.startswith("I"):
     return _scale_to_8_bits(image, name).convert("RGB")
   if image.has_transparency_data:
@@ -152,7 +161,7 @@ def _to_binary(image: Image.Image, name: str) -> Image.Image:
     else:
       values = set(np.unique(np.asarray(image)).tolist())
     if values <= {0, 255}:
-      return image.convert("L") if image.format or image.mode != "L" else image
+      return image if image.mode == "L" else image.convert("L")
     if values <= {0, 1}:
       return Image.fromarray(np.asarray(image).astype(np.uint8) * np.uint8(255))
     raise UserError(

@@ -1,7 +1,7 @@
 """From folders to a prepared data set: look at everything, split, write."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,12 +76,15 @@ def prepare(
       cannot be made, or a data set is there already.
   """
   options = options or Options()
+  if options.max_size < 0:
+    raise UserError(f"max_size {options.max_size} must be the longest side in pixels, or 0")
   sources = mixing.distinct(sources)
   builder.check_target(data_dir, options.overwrite)
   items, looks, unreadable = _look_over(mixing.mix(sources), options.max_corrupt)
   pairs = list(fingerprint.near_duplicates(np.stack([look.print for look in looks])))
   clusters = fingerprint.clusters([i.group for i in items], [(i, j) for i, j, _ in pairs])
-  chosen = choose_splits(items, clusters, options)
+  shown = [[c for c, mask in look.masks.items() if mask.area] for look in looks]
+  chosen = choose_splits(items, shown, clusters, options)
   # What shares a cluster shares a group in the records, too: whoever cuts the data set anew
   # needs no other knowledge.
   items = [
@@ -112,7 +115,12 @@ def prepare(
   )
 
 
-def choose_splits(items: Sequence[Item], clusters: Sequence[int], options: Options) -> list[str]:
+def choose_splits(
+  items: Sequence[Item],
+  shown: Sequence[Collection[str]],
+  clusters: Sequence[int],
+  options: Options,
+) -> list[str]:
   """Returns the split of each picture, as the options want it.
 
   Raises:
@@ -121,7 +129,7 @@ def choose_splits(items: Sequence[Item], clusters: Sequence[int], options: Optio
   if options.split_file:
     chosen = splits.read_file(Path(options.split_file), items)
   elif options.split == "grouped":
-    chosen = splits.grouped(items, clusters, options.fractions, options.seed)
+    chosen = splits.grouped(items, shown, clusters, options.fractions, options.seed)
   elif options.split == "official":
     chosen = splits.official(items, clusters, options.fractions["test"], options.seed)
   else:

@@ -6,6 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 from PIL import ExifTags, Image
+from scipy import ndimage
 
 from segflax.data.decode import load_image
 from segflax.errors import UserError
@@ -66,15 +67,17 @@ def encode(example: Example, max_size: int = 0) -> dict:
 def png_bytes(mask: np.ndarray) -> bytes:
   """Returns a `[h, w]` uint8 mask as a PNG file."""
   buffer = io.BytesIO()
-  Image.fromarray(mask).save(buffer, "PNG")
+  # Level 1: of a mask it makes 3 KiB instead of 1, and decodes in less than half the time.
+  Image.fromarray(mask).save(buffer, "PNG", compress_level=1)
   return buffer.getvalue()
 
 
 def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Returns a mask at a smaller size with about the same share of foreground.
+  """Returns a mask at a smaller size, each connected part with its share of foreground.
 
   Coverage of at least one half would wipe out lines thinner than a stored pixel; here the pixels
-  with the most coverage are taken until the area is reached, and those that equal the last one.
+  with the most coverage are taken until the area is reached. Part by part: a hairline would lose
+  its pixels to the edges of a broad band.
 
   Args:
     mask: `[h, w]` uint8, values {0, 255}.
@@ -83,12 +86,39 @@ def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   Returns:
     `[size[1], size[0]]` uint8, values {0, 255}.
   """
-  if size == mask.shape[::-1] or not mask.any():
-    return mask if size == mask.shape[::-1] else np.zeros(size[::-1], np.uint8)
-  coverage = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.BOX))
-  pixels = max(1, round(mask.astype(bool).mean() * coverage.size))
-  threshold = np.partition(coverage, -pixels, axis=None)[-pixels]
-  return np.where(coverage >= max(threshold, 1), 255, 0).astype(np.uint8)
+  if size == mask.shape[::-1]:
+    return mask
+  width, height = size
+  small = np.zeros(height * width, np.uint8)
+  parts, _ = ndimage.label(mask, np.ones((3, 3)))
+  y, x = np.nonzero(parts)
+  if not len(y):
+    return small.reshape(height, width)
+  # The stored pixel that the centre of each foreground pixel lies in, and how many do, per part.
+  row, column = (2 * y + 1) * height // (2 * len(mask)), (2 * x + 1) * width // (2 * mask.shape[1])
+  places, covered = np.unique(
+    (parts[y, x].astype(np.int64) * height + row) * width + column, return_counts=True
+  )
+  part, places = np.divmod(places, height * width)
+  areas = np.bincount(parts[y, x])
+  total = max(1, round(len(y) * small.size / mask.size))
+  # Rounded sums, not rounded parts: a thousand specks are not a thousand stored pixels.
+  budgets = np.diff(np.rint(np.cumsum(areas) * (total / len(y))), prepend=0).astype(int)
+  ends = np.cumsum(np.bincount(part))
+  for start, end, budget in zip(ends, ends[1:], budgets[1:], strict=False):
+    small[places[start:end][_largest(covered[start:end], budget)]] = 255
+  return small.reshape(height, width)
+
+
+def _largest(values: np.ndarray, n: int) -> np.ndarray:
+  """Returns where the n largest stand; of equal ones as many as fit, evenly spread."""
+  if n == 0 or n >= len(values):
+    return np.arange(min(n, len(values)))
+  least = np.partition(values, -n)[-n]
+  larger, equal = np.flatnonzero(values > least), np.flatnonzero(values == least)
+  # All of a straight line's pixels are equal: the first ones would be its beginning only.
+  k = n - len(larger)
+  return np.concatenate([larger, equal[(2 * np.arange(k) + 1) * len(equal) // (2 * k)]])
 
 
 def _stored_size(size: tuple[int, int], max_size: int) -> tuple[int, int]:

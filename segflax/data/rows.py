@@ -40,7 +40,7 @@ def train_row(
   draw, pick = rng.random(2)
   if unknown and draw < negative_probability:
     asked[min(len(asked), slots - 1) :] = [unknown[int(pick * len(unknown))]]
-  row = empty_train_row(slots, image_size, -1, images)
+  row = empty_train_row(slots, image_size, -1, images=False)
   for slot, concept in enumerate(asked[:slots]):
     if concept in known:
       content = record["masks"][known.index(concept)]

@@ -1,13 +1,13 @@
 """Train, validation and test pictures that never show the same thing.
 
 Clusters (copies, augmentations, near-duplicates) are dealt out whole, biggest first, each to the
-split that lacks its kind most; kinds are source and concept, so every split gets all of them
-(iterative stratification, Sechidis et al. 2011, over groups).
+split that lacks its kind most; kinds are source, concept and whether any of it is there, so every
+split gets all of them (iterative stratification, Sechidis et al. 2011, over groups).
 """
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,12 @@ from segflax.data.items import Item
 from segflax.errors import UserError
 
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
+_ANY = ("", "", False)  # the kind that every picture is of
 
 
 def grouped(
   items: Sequence[Item],
+  shown: Sequence[Collection[str]],
   clusters: Sequence[int],
   fractions: Mapping[str, float] = FRACTIONS,
   seed: int = 42,
@@ -28,6 +30,8 @@ def grouped(
 
   Args:
     items: All pictures.
+    shown: Of each the concepts that it shows. A source that vouches for all its concepts on every
+      picture would have only one kind otherwise, and its few positives would fall anywhere.
     clusters: Cluster of each, from `fingerprint.clusters`.
     fractions: Split to its share of the pictures; they sum to 1.
     seed: Decides between clusters of equal size.
@@ -45,7 +49,10 @@ def grouped(
       f"{len(set(clusters))} different source pictures cannot fill {len(fractions)} splits "
       f"({', '.join(fractions)}); bring more pictures"
     )
-  kinds = [frozenset((item.source, concept) for concept in item.concepts) for item in items]
+  kinds = [
+    frozenset((item.source, concept, concept in shows) for concept in item.concepts)
+    for item, shows in zip(items, shown, strict=True)
+  ]
   totals = Counter(kind for of_item in kinds for kind in of_item)
   lacking = {
     split: {kind: fraction * total for kind, total in totals.items()}
@@ -56,19 +63,26 @@ def grouped(
     members[cluster].append(number)
   order = np.random.default_rng(seed).permutation(sorted(members))
   order = sorted(order, key=lambda cluster: -len(members[cluster]))  # stable: ties stay shuffled
+  content = {c: Counter(kind for n in members[c] for kind in kinds[n]) for c in order}
+  left = Counter(kind for of_cluster in content.values() for kind in (_ANY, *of_cluster))
   chosen = [""] * len(items)
-  filled = Counter()
-  for rank, cluster in enumerate(order):
-    content = Counter(kind for number in members[cluster] for kind in kinds[number])
-    empty = [split for split in fractions if not filled[split]]
-    # The last clusters go to splits that are still empty: no split may stay without a picture.
-    candidates = empty if len(empty) >= len(order) - rank else list(fractions)
-    best = max(candidates, key=lambda split: _need(lacking[split], content, totals))
+  having = {split: set() for split in fractions}
+  for cluster in order:
+    own = content[cluster]
+    candidates = list(fractions)
+    # The last clusters of a kind go to the splits that have none of it: no split may stay without
+    # a picture, nor, where there are three that show a concept, without one of them.
+    for kind in (_ANY, *sorted(own, key=lambda kind: (left[kind], kind))):
+      without = [split for split in candidates if kind not in having[split]]
+      if len(without) >= left[kind]:
+        candidates = without
+      left[kind] -= 1
+    best = max(candidates, key=lambda split: _need(lacking[split], own, totals))
     for number in members[cluster]:
       chosen[number] = best
-    for kind, count in content.items():
+    for kind, count in own.items():
       lacking[best][kind] -= count
-    filled[best] += len(members[cluster])
+    having[best] |= {_ANY, *own}
   return chosen
 
 

@@ -161,10 +161,23 @@ def test_zoom_and_rotation_are_the_stated_ones():
   np.testing.assert_allclose(np.log2(zoom).mean(), 0.5, atol=0.07)  # log-uniform
 
 
-def test_zoomed_crops_stay_inside_and_keep_lines_whole():
-  image, masks = lines()
-  _, zoomed = run(image, masks, scale=1.0)
+def test_zoomed_crops_keep_lines_as_wide_as_they_were():
+  """Across the whole picture runs a vertical line: its width is its area over the height."""
+  masks = np.zeros((400, 1, S, S), np.float32)
+  masks[..., 14:17] = 1  # 3 pixels
+  _, zoomed = run(np.zeros((400, S, S, 3), np.uint8), masks, scale=1.0)
   assert zoomed.max() <= 1 + 1e-6 and zoomed.min() >= -1e-6
+  zoomed = zoomed[:, 0]
+  np.testing.assert_allclose(zoomed, zoomed[:, :1].repeat(S, 1), atol=1e-6)  # no gap in it
+  whole = (zoomed[:, 0, 0] == 0) & (zoomed[:, 0, -1] == 0)  # not cut by the picture's edge
+  width = zoomed[whole].sum((1, 2)) / S
+  assert len(width) > 200
+  assert width.min() > 3 - 0.05 and 5.5 < width.max() < 6 + 0.3  # zoomed by 1 to 2
+
+
+def test_zoomed_crops_stay_inside():
+  _, masks = lines()
+  image = np.zeros((B, S, S, 3), np.uint8)
   # A crop of an all-foreground mask has no border that came from nowhere.
   _, full = run(image, np.ones_like(masks), scale=3.0, rotation=30.0)
   np.testing.assert_allclose(full, 1, atol=1e-6)

@@ -1,75 +1,20 @@
-"""The streams against plain loops over the records, and against the uninterrupted run."""
+"""The training stream against plain loops over the records, and the uninterrupted run."""
 
-import io
-import itertools
 import json
 
 import numpy as np
 import pytest
-from PIL import Image
+import streams
+from streams import PROMPTS, SIZE, N, assert_same, png, record, take, train
 
 from segflax.data.builder import write_dataset
-from segflax.data.pipeline import make_eval_stream, make_train_stream
-from segflax.data.prompts import PromptSet
-from segflax.data.records import encode
 from segflax.data.synthetic import generate_walls
 from segflax.errors import UserError
-
-N, SIZE = 21, 32
-PROMPTS = PromptSet.create(["crack", "taping area"])
-
-
-def png(array: np.ndarray) -> bytes:
-  buffer = io.BytesIO()
-  Image.fromarray(array).save(buffer, "PNG")
-  return buffer.getvalue()
-
-
-def record(number: int, concepts=("crack", "taping area"), height=20, width=28) -> dict:
-  """A picture whose colour is its number, with half of it masked, another half per concept."""
-  image = np.full((height, width, 3), number, np.uint8)
-  masks = []
-  for concept in concepts:
-    mask = np.zeros((height, width), np.uint8)
-    half = (slice(height // 2),) if concept == "crack" else (slice(None), slice(width // 2))
-    mask[half] = 255
-    masks.append(png(mask))
-  return {
-    "image": png(image),
-    "masks": masks,
-    "concepts": list(concepts),
-    "image_id": f"picture_{number}",
-    "group": f"group_{number}",
-    "source": "test",
-    "height": height,
-    "width": width,
-  }
 
 
 @pytest.fixture(scope="module")
 def records():
-  return [record(number) for number in range(N)]
-
-
-def train(records, **options):
-  settings = {"batch_size": 8, "image_size": SIZE, "prompts": PROMPTS, "seed": 3} | options
-  return make_train_stream(records, **settings)
-
-
-def evaluation(records, **options):
-  settings = {"batch_size": 8, "image_size": SIZE, "prompts": PROMPTS} | options
-  return make_eval_stream(records, **settings)
-
-
-def take(stream, n: int) -> list[dict]:
-  return list(itertools.islice(stream, n))
-
-
-def assert_same(batches, others):
-  for batch, other in zip(batches, others, strict=True):
-    assert batch.keys() == other.keys()
-    for name in batch:
-      np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+  return streams.records()
 
 
 def test_batches_have_the_documented_shapes(records):
@@ -182,6 +127,19 @@ def test_a_position_of_other_data_is_refused(records, name):
     stream.set_state(state | {name: 99})
 
 
+def test_a_position_of_as_many_other_pictures_is_refused(tmp_path):
+  for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+    walls = list(generate_walls(5, 40, seed))
+    write_dataset(tmp_path / name, {"train": walls}, ["crack", "taping area"])
+  state = json.loads(json.dumps(train(tmp_path / "one").get_state()))
+  train(tmp_path / "same").set_state(state)
+  with pytest.raises(UserError, match=r"position is of content_sha256 [0-9a-f]{64}, this"):
+    train(tmp_path / "other").set_state(state)
+  del state["content_sha256"]
+  with pytest.raises(UserError, match="saved data position is of content_sha256 unknown, this"):
+    train(tmp_path / "one").set_state(state)
+
+
 def test_keys_differ_by_picture_epoch_and_seed(records):
   keys = [tuple(k) for b in take(train(records), 6) for k in b["key"][b["index"] >= 0]]
   keys += [tuple(k) for b in take(train(records, seed=4), 3) for k in b["key"][b["index"] >= 0]]
@@ -241,79 +199,6 @@ def test_unfilled_slots_and_pictures_without_concepts_are_not_valid():
     assert valid.tolist() == by_picture[image[0, 0, 0]]
 
 
-def test_corrupt_pictures_are_set_aside_up_to_the_limit(records):
-  spoilt = [dict(r) for r in records]
-  spoilt[4]["image"] = spoilt[4]["image"][:60]
-  spoilt[9]["masks"] = [b"not a picture"] * 2
-  stream = train(spoilt, max_corrupt=2)
-  batches = take(stream, 6)
-  index = np.concatenate([batch["index"] for batch in batches])
-  valid = np.concatenate([batch["valid"].any(1) for batch in batches])
-  assert set(index[~valid]) == {-1, 4, 9}
-  np.testing.assert_array_equal(
-    np.bincount(index[valid], minlength=N), [0 if i in (4, 9) else 2 for i in range(N)]
-  )
-  assert sorted(stream.set_aside.found) == [4, 9]
-  assert "picture_4" in stream.set_aside.found[4]
-  # The others come in the order in which they come without the fault.
-  np.testing.assert_array_equal(
-    index, np.concatenate([batch["index"] for batch in take(train(records), 6)])
-  )
-  with pytest.raises(
-    UserError, match=r"(?s)2 unreadable pictures, more than the 1 .*picture_4.*picture_9"
-  ):
-    take(train(spoilt, max_corrupt=1), 3)
-  with pytest.raises(UserError, match=r"1 unreadable pictures, more than the 0 .*"):
-    list(evaluation([*records[:4], spoilt[4]]))
-
-
-def test_evaluation_sees_every_picture_once_in_order_at_its_own_size():
-  mixed = [record(i, height=20 + i, width=50 - i) for i in range(11)]
-  mixed[3] = record(3, concepts=["taping area"], height=23, width=47)
-  stream = evaluation(mixed, batch_size=4)
-  assert (len(stream), stream.num_examples, stream.canvas) == (3, 11, (32, 64))
-  for _ in range(2):  # A stream is for every epoch.
-    batches = list(stream)
-    rows = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
-    assert rows["index"].tolist() == [*range(11), -1]
-    assert rows["valid"].tolist() == [True] * 11 + [False]
-    assert not rows["known"][11].any() and not rows["mask"][11].any()
-    assert rows["known"][:11].tolist() == [[i != 3, True] for i in range(11)]
-    for i in range(11):
-      height, width = rows["size"][i]
-      assert (height, width) == (20 + i, 50 - i)
-      expected = np.zeros((2, 32, 64), np.uint8)
-      if i != 3:
-        expected[0, : height // 2, :width] = 1
-      expected[1, :height, : width // 2] = 1
-      np.testing.assert_array_equal(rows["mask"][i], expected)
-      assert (rows["image"][i] == i).all()
-
-
-def test_evaluation_over_processes_is_that_of_one(records):
-  reference = list(evaluation(records))
-  shares = [list(evaluation(records, process_index=p, process_count=2)) for p in (0, 1)]
-  joined = [
-    {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    for parts in zip(*shares, strict=True)
-  ]
-  assert_same(reference, joined)
-
-
-def test_reads_a_prepared_data_set_like_its_records(tmp_path):
-  walls = list(generate_walls(9, 40, 0))
-  write_dataset(tmp_path, {"train": walls, "val": walls[:5]}, ["crack", "taping area"])
-  encoded = [encode(wall) for wall in walls]
-  assert_same(take(train(encoded), 3), take(train(tmp_path), 3))
-  stream = evaluation(tmp_path)
-  assert stream.canvas == (48, 48)
-  assert_same(list(evaluation(encoded[:5])), list(stream))
-  with pytest.raises(UserError, match="taping area"):
-    train(tmp_path, prompts=PromptSet.create(["crack"]))
-  with pytest.raises(UserError, match="test"):
-    evaluation(tmp_path, split="test")
-
-
 @pytest.mark.parametrize(
   "options, message",
   [
@@ -327,10 +212,3 @@ def test_reads_a_prepared_data_set_like_its_records(tmp_path):
 def test_settings_out_of_range_are_named(records, options, message):
   with pytest.raises(UserError, match=message):
     train(records, **options)
-
-
-def test_empty_splits_and_unknown_concepts_are_refused(records):
-  with pytest.raises(UserError, match="is empty; it needs at least one picture"):
-    evaluation([])
-  with pytest.raises(UserError, match="concept 'hole' is none of"):
-    next(train([record(0, concepts=["hole"])]))
