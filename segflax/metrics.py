@@ -94,7 +94,7 @@ class Rows:
       )
     return int(match[0])
 
-  def pictures(self, chosen: np.ndarray) -> "Rows":
+  def pictures(self, chosen: np.ndarray | Sequence[int]) -> "Rows":
     """Returns the rows of some pictures; `chosen` is a mask or indices."""
     index = np.arange(len(self.image_ids))[np.asarray(chosen)]
     return dataclasses.replace(
@@ -147,7 +147,9 @@ def merge(parts: Sequence[Rows]) -> Rows:
   return dataclasses.replace(first, **joined, **names)
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float) -> np.ndarray:
+def ratio(
+  numerator: np.ndarray | np.number, denominator: np.ndarray | np.number, empty: float
+) -> np.ndarray:
   """Returns numerator / denominator in float64, `empty` where the denominator is 0."""
   numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
   return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1), empty)
