@@ -39,18 +39,31 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser, but a misspelt config field ends in one sentence, too."""
+  """absl's parser, but whatever is wrong with a flag ends in one sentence and exit code 2."""
   try:
-    rest = app.parse_flags_with_usage(argv)
-    _ = CONFIG.value  # Read now: a missing file is found only on the first look.
+    rest = flags.FLAGS(argv)
+    _ = CONFIG.value.to_dict  # A missing file is reported only on the first look into it.
     return rest
-  except (AttributeError, KeyError, OSError) as error:
-    # ml_collections wraps one exception in another; the innermost says "Did you mean …?".
-    reason = error
-    while isinstance(reason, Exception) and reason.args:
-      reason = reason.args[-1] if isinstance(reason, OSError) else reason.args[0]
-    sentence = " ".join(str(reason).split())
-    sys.exit(_refuse(f"a --config flag names a field or file that does not exist: {sentence}"))
+  # absl's and ml_collections' own errors, and what the latter lets through for odd names.
+  except (flags.Error, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+    sys.exit(
+      _refuse(
+        f"{_reason(error)}; write --config.FIELD=VALUE as configs/baseline.py has the field and "
+        "its type, and see --help for the other flags"
+      )
+    )
+
+
+def _reason(error: BaseException) -> str:
+  """Returns in one line what a parser complains about."""
+  # ml_collections wraps one exception in another; the innermost says "Did you mean …?".
+  reason = error
+  while isinstance(reason, Exception) and reason.args:
+    reason = reason.args[-1] if isinstance(reason, OSError) else reason.args[0]
+  lines = str(reason).split("\n")
+  if any(line.startswith("Traceback") for line in lines):  # of a config file that fails
+    lines = [lines[0], *[line for line in lines if line][-1:]]
+  return " ".join(" ".join(lines).split()).rstrip(".")
 
 
 def _refuse(sentence: str) -> int:

@@ -3,9 +3,10 @@
     scripts/stress_resume.py --directory=/tmp/stress --kills=20
 
 Trains a tiny CLIPSeg on generated walls twice through main.py: once undisturbed, once killed with
-SIGKILL and SIGTERM by turns, at moments drawn from the start-up, the training and evaluation, and
-the writing of a checkpoint. Parameters, optimizer, schedule, data position, history, both exported
-models, metrics.jsonl and the summary must come out equal. Exit code 0: they do; 1: they do not.
+SIGKILL and SIGTERM by turns, at moments drawn from the start-up, the compilation, the training and
+evaluation, and the writing of a checkpoint. Parameters, optimizer, schedule, data position,
+history, both exported models, metrics.jsonl, TensorBoard's scalars and the summary must come out
+equal. Exit code 0: they do, and every kill hit the run, a save by both signals; 1: anything else.
 """
 
 import argparse
@@ -21,6 +22,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+  TENSORS,
+  EventAccumulator,
+)
+from tensorboard.util.tensor_util import make_ndarray
 
 from segflax.checkpoint_io import read_document
 
@@ -45,22 +52,42 @@ CONFIG = {
 }
 
 
+MOMENTS = ("save", "run", "save", "run", "compile", "run", "start-up", "compile")
+ATTEMPTS = 3  # each with twice the epochs, should a run be done before all kills have hit it
+
+
 class Kill(NamedTuple):
-  """When to send what: `moment` is "start-up", "run" or "save"."""
+  """When to send what: `moment` is one of MOMENTS."""
 
   moment: str
   number: signal.Signals
 
 
+class Pace(NamedTuple):
+  """Seconds that the undisturbed run took: what delays are drawn from."""
+
+  start_up: float  # until STARTED
+  compile: float  # from there to its first checkpoint
+  run: float  # between two checkpoints
+
+
 def plan(kills: int, rng: random.Random) -> list[Kill]:
-  """Returns the kills in random order: both signals in each moment, a quarter of them in a save."""
-  moments = [
-    ("save", "run", "save", "run", "run", "run", "start-up", "run")[i % 8] for i in range(kills)
+  """Returns the kills in random order, a quarter or more in a save; signals by turns per moment."""
+  moments = [MOMENTS[i % len(MOMENTS)] for i in range(kills)]
+  pairs = [
+    Kill(moment, (signal.SIGKILL, signal.SIGTERM)[moments[:i].count(moment) % 2])
+    for i, moment in enumerate(moments)
   ]
-  signals = [(signal.SIGKILL, signal.SIGTERM)[i // 2 % 2] for i in range(kills)]
-  pairs = [Kill(*pair) for pair in zip(moments, signals, strict=True)]
   rng.shuffle(pairs)
   return pairs
+
+
+def delay_of(kill: Kill, pace: Pace, rng: random.Random) -> float:
+  """Draws the seconds to wait once the moment has come."""
+  if kill.moment == "save":
+    return 0
+  longest = {"start-up": pace.start_up, "compile": pace.compile, "run": 2 * pace.run}
+  return rng.uniform(0, longest[kill.moment])
 
 
 def command(directory: Path, workdir: Path, epochs: int) -> list[str]:
@@ -78,6 +105,12 @@ def command(directory: Path, workdir: Path, epochs: int) -> list[str]:
 def saving(workdir: Path) -> bool:
   """Whether a checkpoint is being written right now."""
   return any("orbax-checkpoint-tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+
+
+def finished(workdir: Path) -> set[str]:
+  """Returns the names of the checkpoints that are whole."""
+  names = {path.name for path in (workdir / "checkpoints").glob("*step_*")}
+  return {name for name in names if "orbax-checkpoint-tmp" not in name}
 
 
 def session(argv: list[str], workdir: Path, log: Path, kill: Kill | None, delay: float) -> str:
@@ -110,19 +143,59 @@ def session(argv: list[str], workdir: Path, log: Path, kill: Kill | None, delay:
 def _watch(process, workdir: Path, log: Path, kill: Kill | None, delay: float) -> str:
   """Waits for the end of a process, killing it when it is time; returns what that hit."""
   began, since, sent, hit = time.monotonic(), None, False, ""
+  before = finished(workdir)
   while process.poll() is None:
     now = time.monotonic()
     if now - began > PATIENCE:
       raise RuntimeError(f"{log} hangs")
-    if since is None and (STARTED in log.read_text() or (kill and kill.moment == "start-up")):
+    if kill and since is None and _has_come(kill.moment, log, workdir, before):
       since = now
-    due = kill and not sent and since is not None and now - since >= delay
-    if due and (kill.moment != "save" or saving(workdir)):
-      hit = "in a save" if saving(workdir) else kill.moment
+    if kill and not sent and since is not None and now - since >= delay:
+      # Until a session has started, an unfinished checkpoint is the one before's.
+      writes = STARTED in log.read_text() and saving(workdir)
+      hit = "in a save" if writes else kill.moment
       process.send_signal(kill.number)
       sent = True
     time.sleep(0.002 if kill and kill.moment == "save" else 0.02)
   return hit
+
+
+def _has_come(moment: str, log: Path, workdir: Path, before: set[str]) -> bool:
+  """Whether a session is where the delay of a kill begins."""
+  if moment == "start-up":
+    return True
+  if moment == "run":
+    return bool(finished(workdir) - before)
+  return STARTED in log.read_text() and (moment == "compile" or saving(workdir))
+
+
+def alone(argv: list[str], workdir: Path, log: Path) -> Pace:
+  """Runs main.py undisturbed."""
+  marks = {}
+  with log.open("w") as output:
+    began = time.monotonic()
+    process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+  try:
+    seen = set()
+    while process.poll() is None:
+      now = time.monotonic() - began
+      if now > PATIENCE:
+        raise RuntimeError(f"{log} hangs")
+      seen |= finished(workdir)
+      if STARTED in log.read_text():
+        marks.setdefault("start_up", now)
+      if seen:
+        marks.setdefault("compile", now)
+      time.sleep(0.02)
+  finally:
+    process.kill()
+    process.wait()
+  if process.returncode or not seen:
+    raise RuntimeError(f"{log} ended with {process.returncode}:\n{log.read_text()[-3000:]}")
+  took = time.monotonic() - began
+  start_up, compiled = marks["start_up"], marks["compile"]
+  print(f"left alone: {took:.0f} s, {len(seen)} checkpoints", flush=True)
+  return Pace(start_up, compiled - start_up, (took - compiled) / len(seen))
 
 
 def result(workdir: Path) -> dict[str, object]:
@@ -142,6 +215,7 @@ def result(workdir: Path) -> dict[str, object]:
   for model in ("best_model", "final_model"):
     data = (workdir / model / "model.safetensors").read_bytes()
     found[model] = hashlib.sha256(data).hexdigest()
+  found |= {f"TensorBoard: {tag}": values for tag, values in scalars(workdir / "logs").items()}
   return found | {
     "data position": document["data_state"],
     "metrics.jsonl": (workdir / "metrics.jsonl").read_text(),
@@ -149,47 +223,71 @@ def result(workdir: Path) -> dict[str, object]:
   }
 
 
-def stress(directory: Path, kills: int, epochs: int, seed: int) -> list[str]:
-  """Runs both; returns the names of what differs."""
-  rng = random.Random(seed)
-  alone, killed = directory / "alone", directory / "killed"
-  for path in (alone, killed):
+def scalars(logs: Path) -> dict[str, list[tuple[int, float]]]:
+  """Returns what TensorBoard shows: tag -> (step, value), without the tags that a clock fills."""
+  events = EventAccumulator(str(logs), tensor_size_guidance={TENSORS: 0})  # 0: keep all
+  events.Reload()
+  return {
+    tag: [(event.step, make_ndarray(event.tensor_proto).item()) for event in events.Tensors(tag)]
+    for tag in events.PluginTagToContent("scalars")
+    if tag != "images_per_second"
+  }
+
+
+def missed(hits: list[str], kills: int) -> list[str]:
+  """Returns what a stress of so many kills has not done."""
+  lacking = [f"only {len(hits)} of {kills} kills hit the run"] if len(hits) < kills else []
+  wanted = ("SIGKILL in a save", "SIGTERM in a save") if kills >= 4 else ()
+  return lacking + [f"no {hit}" for hit in wanted if hit not in hits]
+
+
+def stress(
+  directory: Path, kills: int, epochs: int, rng: random.Random
+) -> tuple[list[str], list[str]]:
+  """Runs both.
+
+  Returns:
+    The hits in order, such as "SIGKILL in a save"; names of what differs between the runs.
+  """
+  one, other = directory / "alone", directory / "killed"
+  for path in (one, other):
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
-
-  began = time.monotonic()
-  session(command(directory, alone, epochs), alone, directory / "alone.log", None, 0)
-  seconds = time.monotonic() - began
-  print(f"left alone: {seconds:.0f} s", flush=True)
-
-  argv = command(directory, killed, epochs)
+  pace = alone(command(directory, one, epochs), one, directory / "alone.log")
   hits = []
   for number, kill in enumerate([*plan(kills, rng), None]):
-    # Drawn so that the kills are spread over the run, however long it takes.
-    delay = rng.uniform(0, 2 * seconds / max(kills, 1)) if kill and kill.moment != "save" else 0
+    delay = delay_of(kill, pace, rng) if kill else 0
     log = directory / f"killed_{number:02d}.log"
-    outcome = session(argv, killed, log, kill, delay)
+    outcome = session(command(directory, other, epochs), other, log, kill, delay)
     print(f"session {number}: {outcome}", flush=True)
     if outcome == "done":
       break
     hits.append(outcome)
-  print(f"{len(hits)} of {kills} kills hit the run before it was done", flush=True)
-  one, other = result(alone), result(killed)
-  return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+  one, other = result(one), result(other)
+  names = one.keys() | other.keys()
+  return hits, sorted(name for name in names if one.get(name) != other.get(name))
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--directory", type=Path, required=True, help="takes both runs and the data")
   parser.add_argument("--kills", type=int, default=20)
-  parser.add_argument("--epochs", type=int, default=8)
+  parser.add_argument("--epochs", type=int, default=20)
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
   args.directory.mkdir(parents=True, exist_ok=True)
-  differing = stress(args.directory.resolve(), args.kills, args.epochs, args.seed)
+  rng = random.Random(args.seed)
+  for attempt in range(ATTEMPTS):
+    epochs = args.epochs * 2**attempt
+    hits, differing = stress(args.directory.resolve(), args.kills, epochs, rng)
+    print(f"{len(hits)} of {args.kills} kills hit the run of {epochs} epochs", flush=True)
+    lacking = missed(hits, args.kills)
+    if differing or not lacking:
+      break
+    print(f"once more, with twice the epochs: {'; '.join(lacking)}", flush=True)
   for name in differing:
     print(f"differs: {name}")
-  if differing:
+  if differing or lacking:
     sys.exit(1)
   print("equal, bit for bit")
 

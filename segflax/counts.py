@@ -5,7 +5,9 @@ Counts are exact, so neither the batch split nor the number of devices can chang
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
+
+from segflax.arrays import Array
 
 # The 49 thresholds of the CLIPSeg paper, which contain 0.5; float32 as the device compares.
 THRESHOLDS = tuple(round(0.02 * k, 2) for k in range(1, 50))
@@ -146,7 +148,7 @@ def picture_counts(
   truth: Bool[Array, "q h w"],
   size: Int[Array, "2"],
   thresholds: Float[Array, " t"],
-  threshold: float,
+  threshold: float | Float[Array, ""],
 ) -> dict[str, Int[Array, "..."]]:
   """Everything that metrics.py needs of one picture; `jax.vmap` it over a batch.
 

@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segflax.errors import UserError
 
-# The attention projections of both towers' blocks; the decoder is small enough to train whole.
-PROJECTIONS = r"(vision|text)/blocks_\d+/attention/(query|key|value|out)"
+# The attention projections; the decoder is small enough to train whole. The preset "lora" of
+# trainable.py leaves the blocks out that do not run.
 VISION_PROJECTIONS = r"vision/blocks_\d+/attention/(query|key|value|out)"
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from segflax.arrays import Array
 from segflax.errors import UserError
 from segflax.losses_thin import cl_dice, skeleton_recall
 

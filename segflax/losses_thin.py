@@ -4,7 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from segflax.arrays import Array
 
 Map = Float[Array, "*n h w"]
 

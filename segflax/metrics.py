@@ -96,7 +96,7 @@ class Rows:
       )
     return int(match[0])
 
-  def pictures(self, chosen: np.ndarray) -> "Rows":
+  def pictures(self, chosen: np.ndarray | Sequence[int]) -> "Rows":
     """Returns the rows of some pictures; `chosen` is a mask or indices."""
     index = np.arange(len(self.image_ids))[np.asarray(chosen)]
     return dataclasses.replace(
@@ -140,7 +140,9 @@ class Rows:
     return cls(**{**content, "threshold": threshold})
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float) -> np.ndarray:
+def ratio(
+  numerator: np.ndarray | np.number, denominator: np.ndarray | np.number, empty: float
+) -> np.ndarray:
   """Returns numerator / denominator in float64, `empty` where the denominator is 0."""
   numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
   return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1), empty)

@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, UInt8
+from jax.typing import DTypeLike
+from jaxtyping import Float, UInt8
 
 from segflax import sharding, tiles
+from segflax.arrays import Array
 from segflax.data.decode import load_image
 from segflax.errors import UserError
+from segflax.models.clip_vision import check_image_size
 from segflax.models.clipseg import CLIPSeg, encode_pictures
 from segflax.models.pretrained import from_pretrained, local_folder
 from segflax.models.processor import Processor
@@ -56,17 +59,13 @@ class Predictor:
       UserError: image_size is not a multiple of the patch, or batch_size is below 1.
     """
     self.image_size, self.batch_size = image_size or processor.image_size, batch_size
-    self.patch = patch = model.config.patch_size
-    if self.image_size < patch or self.image_size % patch:
-      raise UserError(
-        f"image_size {self.image_size} is not a multiple of patch_size {patch}; "
-        f"use {max(1, round(self.image_size / patch)) * patch}"
-      )
+    self.patch = model.config.patch_size
+    check_image_size(self.image_size, self.image_size, self.patch)
     if batch_size < 1:
       raise UserError(f"batch_size {batch_size} is below 1; use 8")
     self.thresholds = dict(thresholds or {})
     self._mesh = sharding.make_mesh(jax.local_devices())
-    self._params = sharding.replicate(params, self._mesh)
+    self._params = sharding.replicate(_held(params, model.dtype), self._mesh)
     self._encode = PromptEncoder(model, processor, self.image_size, templates)
     self._network = jax.jit(
       jax.shard_map(
@@ -208,6 +207,19 @@ def _probabilities(model, params, pixels, positive, negative) -> Float[Array, "b
   logits = model.apply({"params": params}, taps, condition, pixels.shape[1:3], method="decode")
   wanted, unwanted = jnp.split(jax.nn.sigmoid(logits), [len(positive)], axis=1)
   return jnp.maximum(wanted - unwanted.max(axis=1, keepdims=True, initial=0), 0)
+
+
+def _held(params: dict, dtype: DTypeLike) -> dict:
+  """Returns parameters as the devices hold them: half the memory, and no cast in each call.
+
+  Only what every layer casts to the compute dtype by itself is cast: answers stay the same to the
+  last bit. Biases, normalisations, position tables and logit_scale are small and stay float32.
+  """
+
+  def cast(path, leaf):
+    return leaf.astype(dtype) if path[-1].key in ("kernel", "token_embedding") else leaf
+
+  return params if dtype == jnp.float32 else jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _read_thresholds(path: Path) -> dict[str, float]:

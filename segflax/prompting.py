@@ -6,9 +6,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from PIL import Image
 
+from segflax.arrays import Array
 from segflax.data.decode import load_image, load_mask
 from segflax.errors import UserError
 from segflax.models import conditions

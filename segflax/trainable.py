@@ -18,7 +18,7 @@ def trainable_regex(name: str, *, vision_blocks: int) -> str:
     name: a preset, or a regular expression over paths, which is returned as it is. Presets are
       `decoder`; `decoder_norms`, with the LayerNorms of the vision tower; `vision_last_K`, with
       the last K vision blocks that run; `everything` that the mask depends on; `lora`, the decoder
-      and the low-rank factors that `segflax.lora` adds to the towers.
+      and the low-rank factors that `segflax.lora` adds to the towers' blocks that run.
     vision_blocks: blocks of the vision tower that run: the last tap + 1.
 
   Raises:
@@ -42,7 +42,7 @@ def trainable_regex(name: str, *, vision_blocks: int) -> str:
       rf"{_DECODER}|text/.*|vision/(blocks_({run})|pre_norm|patch_embedding)/.*"
       r"|vision/(class|position)_embedding"
     ),
-    "lora": rf"{_DECODER}|.*/lora_[ab]",
+    "lora": rf"{_DECODER}|(vision/blocks_({run})|text)/.*/lora_[ab]",
   }
   if name in presets:
     return presets[name]

@@ -118,7 +118,6 @@ sys.modules.setdefault(_module.__name__, _module)
 from clu import metric_writers, periodic_actions, profiler  # noqa: E402  After the registration.
 
 MetricWriter = metric_writers.MetricWriter
-ReportProgress = periodic_actions.ReportProgress
 
 
 def create_writer(

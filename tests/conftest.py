@@ -3,6 +3,7 @@
 import logging
 import os
 
+import jaxtyping
 import pytest
 from absl import logging as absl_logging
 
@@ -13,7 +14,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from segflax import compilation_cache  # after the environment is set
+# Before segflax is imported: the shapes and dtypes that the numerical modules promise are checked
+# in every call. A compiled function pays for that once, while it is traced.
+CHECKED = ("models", "counts", "losses", "losses_thin", "metrics", "metrics_thin", "steps", "tiles")
+jaxtyping.install_import_hook([f"segflax.{name}" for name in CHECKED], "typecheck.check")
+
+from segflax import compilation_cache  # noqa: E402  After all that.
 
 # Compilation is the suite's cost, and many tests run the same tiny programs.
 compilation_cache.enable()

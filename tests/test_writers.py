@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.util import tensor_util
 
-from segflax.writers import Profile, ReportProgress, create_writer
+from segflax.writers import Profile, create_writer
 
 
 def read(logdir):
@@ -90,19 +90,14 @@ def test_without_a_folder_only_the_log_is_written(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_progress_and_profile(tmp_path):
-  writer = create_writer(tmp_path)
-  report = ReportProgress(num_train_steps=10, writer=writer, every_steps=2, every_secs=None)
+def test_a_trace_ends_with_the_run(tmp_path):
   profile = Profile(tmp_path, first_step=2, num_steps=50)  # Longer than the run.
   add = jax.jit(lambda x: x + 1)
   for step in range(1, 5):
     add(jnp.ones(3)).block_until_ready()
-    report(step)
     profile(step)
   profile.close()
   profile.close()
-  writer.close()
-  assert [step for step, _ in values(read(tmp_path), "steps_per_sec")] == [2, 4]
   assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
 
 

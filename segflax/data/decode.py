@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from segflax.errors import UserError
+from segflax.pictures import to_rgb, upright
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, 256 MiB decoded; Pillow only warns there
@@ -58,7 +59,7 @@ def load_image(
   Raises:
     UserError: the file is missing, of another format, too large, or damaged.
   """
-  return _read(image, name, at_least, _to_rgb)
+  return _read(image, name, at_least, to_rgb)
 
 
 def load_mask(mask: str | Path | bytes | Image.Image, *, name: str | None = None) -> Image.Image:
@@ -81,7 +82,7 @@ def _read(source, name, at_least, convert) -> Image.Image:
   if isinstance(source, Image.Image):
     name = name or getattr(source, "filename", "") or "picture in memory"
     try:
-      return convert(_upright(source), name)
+      return convert(upright(source), name)
     except DECODE_ERRORS as error:  # A picture that is opened but not decoded yet.
       raise _explain(error, name) from error
   name = name or (f"picture of {len(source)} bytes" if isinstance(source, bytes) else str(source))
@@ -121,35 +122,6 @@ def _check_size(size: tuple[int, int], name: str):
     raise UserError(
       f"{name} is {width}x{height}, more than {MAX_PIXELS} pixels; scale it down or cut it in tiles"
     )
-
-
-def _upright(image: Image.Image) -> Image.Image:
-  if image.format is None and not image.info:
-    return image  # Made in memory: exif_transpose would copy it for nothing.
-  return ImageOps.exif_transpose(image)
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-  if image.mode == "RGB" and "transparency" not in image.info:
-    return image
-  if image.mode == "F" or image.mode.startswith("I"):
-    return _scale_to_8_bits(image, name).convert("RGB")
-  if image.has_transparency_data:
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
-  return image.convert("RGB")
-
-
-def _scale_to_8_bits(image: Image.Image, name: str) -> Image.Image:
-  # Pillow's own conversion clips 16-bit values at 255, which turns most pictures white.
-  values = np.asarray(image)
-  if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-    raise UserError(
-      f"{name} has {image.mode} pixels beyond 16 bits, whose range is a matter of taste; "
-      "convert it to 8 or 16 bits"
-    )
-  return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
 def _to_binary(image: Image.Image, name: str) -> Image.Image:

@@ -2,8 +2,10 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
 
+from segflax.arrays import Array
 from segflax.errors import UserError
 from segflax.models.config import CLIPSegConfig
 from segflax.models.layers import Block, Dense, LayerNorm, declared
@@ -31,7 +33,7 @@ class TextTower(nn.Module):
   """
 
   config: CLIPSegConfig
-  dtype: jnp.dtype
+  dtype: DTypeLike
   attention: str
 
   @nn.compact

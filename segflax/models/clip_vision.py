@@ -3,8 +3,10 @@
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jax.typing import DTypeLike
+from jaxtyping import Float, Num
 
+from segflax.arrays import Array
 from segflax.errors import UserError
 from segflax.models.config import CLIPSegConfig
 from segflax.models.layers import Block, Dense, LayerNorm, declared, interpolate_positions
@@ -14,7 +16,7 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
-def normalize(image: UInt8[Array, "*batch h w 3"]) -> Float[Array, "*batch h w 3"]:
+def normalize(image: Num[Array, "*batch h w 3"]) -> Float[Array, "*batch h w 3"]:
   """Turns 0..255 into the float32 pixels the vision tower reads."""
   scale = np.float32(1 / 255) / np.float32(IMAGE_STD)
   return image.astype(jnp.float32) * scale - np.float32(IMAGE_MEAN) / np.float32(IMAGE_STD)
@@ -32,7 +34,7 @@ class VisionTower(nn.Module):
   """ViT, Dosovitskiy et al. 2021, as CLIP has it: CLS first, LayerNorm before the blocks."""
 
   config: CLIPSegConfig
-  dtype: jnp.dtype
+  dtype: DTypeLike
   attention: str
   remat: bool = False
 

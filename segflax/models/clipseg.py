@@ -2,13 +2,16 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, Int, Num, UInt32
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int, Num, UInt32
 
+from segflax.arrays import Array
 from segflax.errors import UserError
 from segflax.models.clip_text import TextTower
 from segflax.models.clip_vision import VisionTower, normalize
@@ -50,7 +53,7 @@ class CLIPSeg(nn.Module):
   """
 
   config: CLIPSegConfig
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   attention: str = "auto"
   remat: bool = False
 
@@ -81,7 +84,7 @@ class CLIPSeg(nn.Module):
 
   def decode(
     self,
-    taps: tuple[Float[Array, "b n c"], ...],
+    taps: Sequence[Float[Array, "b n c"]],
     condition: Float[Array, "b q p"],
     size: tuple[int, int],
     *,

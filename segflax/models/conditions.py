@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from scipy.ndimage import correlate1d
 
+from segflax.arrays import Array
 from segflax.errors import UserError
 from segflax.models.clip_vision import IMAGE_MEAN, IMAGE_STD
 
@@ -59,7 +60,7 @@ def interpolate(
 
 
 def visual_prompt(
-  image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], size: int
+  image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "mh mw"], size: int
 ) -> Float[np.ndarray, "size size 3"]:
   """Prepares a support picture so that its embedding speaks of the masked thing.
 

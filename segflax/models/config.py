@@ -209,7 +209,8 @@ class CLIPSegConfig:
     refined = hf.use_complex_transposed_convolution
     fields["head"] = (quarter, quarter) if refined else (vision.patch_size,)
     if "segflax" in config:  # what transformers cannot express; it ignores the entry
-      fields |= config["segflax"]
+      own = config["segflax"]
+      fields |= {name: tuple(v) if isinstance(v, list) else v for name, v in own.items()}
     return cls(
       taps=tuple(hf.extract_layers),
       reduce_dim=hf.reduce_dim,

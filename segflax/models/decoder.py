@@ -1,12 +1,15 @@
 """CLIPSeg's decoder: reduced taps, FiLM, post-norm transformer layers, a head back to pixels."""
 
 import zlib
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+from jax.typing import DTypeLike
+from jaxtyping import Float, UInt32
 
+from segflax.arrays import Array
 from segflax.errors import UserError
 from segflax.models.config import CLIPSegConfig
 from segflax.models.layers import MLP, Dense, LayerNorm, SelfAttention, declared
@@ -27,7 +30,7 @@ class FiLM(nn.Module):
   """Feature-wise affine conditioning, Perez et al. 2018."""
 
   features: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(
@@ -42,7 +45,7 @@ class DecoderBlock(nn.Module):
   """torch's default transformer layer: attend, add, normalise; MLP, add, normalise."""
 
   config: CLIPSegConfig
-  dtype: jnp.dtype
+  dtype: DTypeLike
   attention: str
 
   @nn.compact
@@ -78,7 +81,7 @@ class Enlarge(nn.Module):
 
   factor: int
   features: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b H W o"]:
@@ -94,7 +97,7 @@ class Head(nn.Module):
   """From the token grid to pixels: simple (one enlargement) or refined (convolution and two)."""
 
   config: CLIPSegConfig
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b H W"]:
@@ -111,13 +114,13 @@ class Decoder(nn.Module):
   """Turns the taps of a picture and its conditions into logits, one map per condition."""
 
   config: CLIPSegConfig
-  dtype: jnp.dtype
+  dtype: DTypeLike
   attention: str
 
   @nn.compact
   def __call__(
     self,
-    taps: tuple[Float[Array, "b n c"], ...],
+    taps: Sequence[Float[Array, "b n c"]],
     condition: Float[Array, "b q p"],
     size: tuple[int, int],
     keys: UInt32[Array, "b 2"] | None = None,

@@ -8,8 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float
 
+from segflax.arrays import Array
 from segflax.errors import UserError
 
 ATTENTION = ("auto", "fused", "mapped", "plain")
@@ -33,7 +35,7 @@ def activation(name: str) -> Callable[[Array], Array]:
   return ACTIVATIONS[name]
 
 
-def _accumulator(dtype: jnp.dtype) -> jnp.dtype | None:
+def _accumulator(dtype: DTypeLike) -> DTypeLike | None:
   # XLA's CPU bfloat16 dots are 1.4x faster when asked for a float32 result; accelerators
   # accumulate in float32 by themselves and would only write more memory.
   return jnp.float32 if dtype != jnp.float32 and jax.default_backend() == "cpu" else None
@@ -43,7 +45,7 @@ class Dense(nn.Module):
   """`x @ kernel + bias` in `dtype`; parameters are float32."""
 
   features: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   use_bias: bool = True
 
   @nn.compact
@@ -61,7 +63,7 @@ class Dense(nn.Module):
     return y.astype(self.dtype)
 
 
-def LayerNorm(epsilon: float, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
+def LayerNorm(epsilon: float, dtype: DTypeLike, name: str | None = None) -> nn.LayerNorm:
   """Returns a layer normalisation that computes in float32 whatever it reads and writes."""
   # The fast variance E[x^2] - E[x]^2 loses 3 digits on CLIP's activations, whose mean is large.
   return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
@@ -188,7 +190,7 @@ class SelfAttention(nn.Module):
   """Multi-head self-attention with biased projections, over any leading axes."""
 
   heads: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
   attention: str
   causal: bool = False
 
@@ -223,7 +225,7 @@ class MLP(nn.Module):
 
   width: int
   act: str
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(
@@ -240,7 +242,7 @@ class Block(nn.Module):
   mlp_width: int
   act: str
   epsilon: float
-  dtype: jnp.dtype
+  dtype: DTypeLike
   attention: str
   causal: bool = False
 

@@ -27,12 +27,16 @@ probabilities = model(**inputs).logits.sigmoid()
 ```
 """
 _NO_TORCH = """
-transformers cannot load this folder: its refined head enlarges tokens by (patch // 4)^2 = {theirs},
-this model's by {ours}, the patch.
+transformers cannot load this folder: its refined head enlarges tokens by {theirs}, this model's by
+{ours}.
 """
 
-
 SCRATCH = "scratch"
+_RELEASED = "CIDAS/"  # the original project's account on the hub
+_RELEASED_LICENSE = (
+  "the original project's MIT licence does not cover the released weights; see the hub page of "
+  "them before you pass this model on"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,8 @@ class ModelCard:
   Attributes:
     title: first line.
     base: folder or hub id that training started from; SCRATCH; None: not stated.
-    base_license: licence of those weights as their publisher states it; None: not stated.
+    base_license: licence of those weights as their publisher states it; None: not stated, or,
+      for CIDAS/…, what is known of the released ones.
     trained_on: data sets, pictures, licences, in one or more sentences.
     metrics: name -> (value, definition in words).
     trained: what was changed, such as "decoder" or "everything".
@@ -92,8 +97,13 @@ class ModelCard:
     if self.base is None:
       return "Not stated: ask whoever trained it what its base weights were, and their licence.\n"
     if self.base == SCRATCH:
-      return "Trained from scratch: no licence of base weights applies.\n"
-    stated = self.base_license or "not stated here; ask its publisher before you pass this model on"
+      return "Trained from scratch: no base weights, and no licence of theirs, are in it.\n"
+    if self.base_license:
+      stated = self.base_license
+    elif self.base.startswith(_RELEASED):
+      stated = _RELEASED_LICENSE
+    else:
+      stated = "not stated here; ask its publisher before you pass this model on"
     return (
       f"Base weights: `{self.base}`. Their licence: {stated}. The MIT licence of the original "
       "CLIPSeg project covers its code, not the weights it released.\n"
@@ -111,7 +121,8 @@ def _describe(config: CLIPSegConfig) -> str:
 
 
 def _torch(config: CLIPSegConfig, image_size: int) -> str:
-  theirs = (config.patch_size // 4) ** 2
-  if config.refined and theirs != config.patch_size:
-    return _NO_TORCH.format(theirs=theirs, ours=config.patch_size)
+  quarter = config.patch_size // 4
+  if config.refined and config.head != (quarter, quarter):
+    ours = " x ".join(map(str, config.head))
+    return _NO_TORCH.format(theirs=f"{quarter} x {quarter}", ours=ours)
   return _LOAD_TORCH.format(size=image_size)

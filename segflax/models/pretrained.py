@@ -24,6 +24,7 @@ def from_pretrained(
   revision: str | None = None,
   cache_dir: str | os.PathLike | None = None,
   offline: bool = False,
+  seed: int = 0,
 ) -> tuple[CLIPSeg, dict, Processor]:
   """Loads any CLIPSeg, or a plain CLIP as towers under a fresh decoder.
 
@@ -33,6 +34,7 @@ def from_pretrained(
     revision: branch, tag or commit on the hub.
     cache_dir: where huggingface_hub keeps what it fetched; None: its default.
     offline: use that cache alone (so does HF_HUB_OFFLINE=1).
+    seed: of the fresh decoder over a plain CLIP.
 
   Returns:
     (model, params, processor); params are float32 NumPy arrays on the host.
@@ -50,7 +52,7 @@ def from_pretrained(
     params = weights.to_params(tensors, weights.table(config), config, str(folder))
     return CLIPSeg(config), params, Processor.load(folder)
   params = weights.to_params(tensors, weights.clip_table(config), config, str(folder))
-  params["decoder"] = jax.device_get(init_params(config, jax.random.key(0))["decoder"])
+  params["decoder"] = jax.device_get(init_params(config, jax.random.key(seed))["decoder"])
   # A CLIP folder crops pictures and has other means; CLIPSeg has its own way with them.
   return CLIPSeg(config), params, Processor(load_tokenizer(folder))
 
@@ -140,4 +142,19 @@ def local_folder(
       f"{name} is no folder here, and the hub's {revision or 'main'} of it cannot be had "
       f"({reason}); check the name, the network, or the cache when offline"
     ) from error
+  if not list(Path(snapshot).glob("*.safetensors*")) and not offline:
+    _refuse_pickles(name, revision)
   return Path(snapshot)
+
+
+def _refuse_pickles(name: str, revision: str | None):
+  """Raises UserError where pickled weights are all that the hub has: they were not fetched."""
+  from huggingface_hub import list_repo_files
+  from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+  try:
+    files = list_repo_files(name, revision=revision)
+  except (OSError, HfHubHTTPError, OfflineModeIsEnabled):
+    return  # Then the folder's own error says that there are no weights.
+  if any(Path(file).suffix in weights.PICKLES for file in files):
+    raise UserError(weights.only_pickles(name))

@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 
 from segflax.errors import UserError
 from segflax.models.clip_vision import IMAGE_MEAN, IMAGE_STD
+from segflax.pictures import to_rgb, upright
 
 MAX_TOKENS = 77  # positions of CLIP's text tower, start and end included
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -107,12 +108,17 @@ class Processor:
     """Resizes a picture as CLIPSegProcessor does; `normalize` is the rest of its work.
 
     Args:
-      image: upright RGB (`segflax.data.decode.load_image` makes it so); other modes are converted.
+      image: of any mode and orientation. An opened file is shown upright, 16 bits are scaled to 8
+        and transparent parts are laid on white; transformers' processor does neither.
+
+    Raises:
+      UserError: its values have more than 16 bits.
     """
     if isinstance(image, np.ndarray):
       image = Image.fromarray(image)
+    name = getattr(image, "filename", "") or "picture in memory"
     size = (self.image_size, self.image_size)
-    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(to_rgb(upright(image), name).resize(size, Image.Resampling.BILINEAR))
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

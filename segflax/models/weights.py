@@ -16,6 +16,7 @@ from segflax.models.clipseg import param_shapes
 from segflax.models.config import CLIPSegConfig
 
 _FLOATS = (np.float32, np.float16, ml_dtypes.bfloat16)
+PICKLES = (".bin", ".pt", ".pth")
 _LISTED = 8  # names per kind of fault in a report
 
 
@@ -188,13 +189,18 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{index} names {shard!r}, which leaves the folder; fetch it again")
       tensors |= _read(folder / shard)
     return tensors
-  if list(folder.glob("*.bin")) or list(folder.glob("*.pt*")):
-    raise UserError(
-      f"{folder} has only pickled weights, which can run code when opened and are never loaded; "
-      "convert it with transformers on a machine that trusts it: CLIPSegForImageSegmentation"
-      ".from_pretrained(folder).save_pretrained(folder) writes model.safetensors"
-    )
+  if any(path.suffix in PICKLES for path in folder.iterdir()):
+    raise UserError(only_pickles(folder))
   raise UserError(f"{folder} has no model.safetensors; give a Hugging Face CLIPSeg folder")
+
+
+def only_pickles(place: Path | str) -> str:
+  """Returns the sentence for a folder or hub id whose weights are pickled."""
+  return (
+    f"{place} has only pickled weights, which can run code when opened and are never loaded; "
+    "convert it with transformers on a machine that trusts it: CLIPSegForImageSegmentation"
+    ".from_pretrained(…).save_pretrained(folder) writes model.safetensors"
+  )
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

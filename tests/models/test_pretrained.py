@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import jax
 import ml_dtypes
 import numpy as np
@@ -156,6 +157,67 @@ def test_hub_ids_are_found_in_the_cache(tmp_path):
 def test_what_is_neither_folder_nor_id(name):
   with pytest.raises(UserError, match="neither a folder nor a hub id"):
     from_pretrained(name)
+
+
+def test_a_hub_repository_with_pickles_alone_is_told_what_to_do(folder, tmp_path, monkeypatch):
+  (folder / "model.safetensors").unlink()
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(folder))
+  files = ["config.json", "pytorch_model.bin"]
+  monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *args, **options: files)
+  with pytest.raises(UserError, match=r"someone/old has only pickled weights.*convert it"):
+    from_pretrained("someone/old")
+  files.remove("pytorch_model.bin")
+  with pytest.raises(UserError, match=r"has no model\.safetensors"):
+    from_pretrained("someone/old")
+
+
+def test_the_seed_decides_the_decoder_over_a_plain_clip(folder):
+  config = json.loads((folder / "config.json").read_text())
+  towers = {"text_config", "vision_config", "projection_dim"}
+  clip = {name: value for name, value in config.items() if name in towers}
+  (folder / "config.json").write_text(json.dumps(clip | {"model_type": "clip"}))
+  rewrite(
+    folder,
+    lambda tensors: {
+      name.removeprefix("clip."): tensor
+      for name, tensor in tensors.items()
+      if name.startswith("clip.")
+    },
+  )
+  film = [
+    from_pretrained(folder, **seed)[1]["decoder"]["film"]["mul"]["kernel"]
+    for seed in ({}, {"seed": 0}, {"seed": 1})
+  ]
+  np.testing.assert_array_equal(film[0], film[1])
+  assert np.abs(film[0] - film[2]).max() > 0
+
+
+@pytest.mark.parametrize(
+  ("card", "said"),
+  [
+    (ModelCard(base=SCRATCH), "Trained from scratch: no base weights"),
+    (
+      ModelCard(base="CIDAS/clipseg-rd64-refined"),
+      "the original project's MIT licence does not cover the released weights",
+    ),
+    (ModelCard(base="someone/walls"), "not stated here; ask its publisher"),
+    (ModelCard(base="someone/walls", base_license="CC0"), "Their licence: CC0."),
+    (ModelCard(), "Not stated: ask whoever trained it"),
+  ],
+)
+def test_every_card_speaks_of_the_base_weights(card, said):
+  assert said in card.render(CLIPSegConfig.small(), 80, None)
+
+
+@pytest.mark.parametrize(
+  ("patch_size", "head", "torch_loads"),
+  [(16, (4, 4), True), (16, (16,), True), (32, (8, 8), True), (16, (2, 8), False)],
+)
+def test_cards_promise_transformers_what_it_can_load(patch_size, head, torch_loads):
+  config = CLIPSegConfig.small(image_size=64, patch_size=patch_size, head=head)
+  text = ModelCard().render(config, 64, None)
+  assert ("CLIPSegForImageSegmentation.from_pretrained" in text) == torch_loads
+  assert ("transformers cannot load this folder" in text) != torch_loads
 
 
 def test_what_transformers_cannot_express_survives(tmp_path):
