@@ -89,6 +89,7 @@ def cost(run: runs.Run, evaluation: Mapping | None) -> list[dict[str, object]]:
     {"what": f"{name} (seconds)", "value": seconds}
     for name, seconds in run.summary.get("timings", {}).items()
   ]
+  rows += [{"what": n, "value": v} for n, v in run.summary.get("speed", {}).items()]
   rows += [{"what": n, "value": v} for n, v in run.summary.get("environment", {}).items()]
   if evaluation is not None:
     rows += [{"what": name, "value": value} for name, value in evaluation["footprint"].items()]

@@ -206,7 +206,9 @@ def result(workdir: Path) -> dict[str, object]:
   document = read_document(folder)
   summary = json.loads((workdir / "training_summary.json").read_text())
   without_times = {
-    name: value for name, value in summary.items() if name not in ("timings", "environment")
+    name: value
+    for name, value in summary.items()
+    if name not in ("timings", "speed", "environment")
   }
   found = {f"checkpoint: {name}": leaf for name, leaf in document["leaves"].items()}
   found |= {

@@ -73,7 +73,7 @@ def make_model(config: ConfigDict) -> Model:
   """
   dtype = jnp.bfloat16 if config.mixed_precision else jnp.float32
   if config.model.pretrained:
-    model, params, processor = pretrained.from_pretrained(config.model.pretrained)
+    model, params, processor = pretrained.from_pretrained(config.model.pretrained, seed=config.seed)
     architecture = model.config
   else:
     architecture, processor = _fresh(config)

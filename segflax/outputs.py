@@ -187,7 +187,7 @@ def draw_each(panel: Panel, split: EvalSplit) -> dict[str, np.ndarray]:
   return sheets
 
 
-def model_card(config, info, row: dict, trained: str) -> ModelCard:
+def model_card(config, info, row: dict) -> ModelCard:
   """Returns what the README.md of an exported model says of its training."""
   pictures = info.counts[config.data.train_split]["pictures"]
   sources = ", ".join(sorted(info.sources)) or str(info.path)
@@ -201,8 +201,16 @@ def model_card(config, info, row: dict, trained: str) -> ModelCard:
       for name in shown
       if np.isfinite(row[f"val_{name}"])
     },
-    trained=trained,
+    trained=_trained(config),
   )
+
+
+def _trained(config) -> str:
+  """Returns what was trained, in words."""
+  if config.trainable == "auto":
+    return "decoder" if config.model.pretrained else "everything"
+  rank = f" of rank {config.lora.rank}, merged into the kernels" if config.lora.rank else ""
+  return config.trainable + rank
 
 
 def _tags(row: dict) -> dict[str, float]:

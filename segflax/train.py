@@ -163,7 +163,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
   def save_model(name: str, row: dict):
     """Writes what is trained and what is frozen, joined, as a Hugging Face folder."""
     joined = lora.merge(merge_params(jax.device_get(_judged(state)), frozen))
-    card = outputs.model_card(config, info, row, pattern)
+    card = outputs.model_card(config, info, row)
     output.save_model(name, model, joined, processor, card, row["thresholds"])
 
   watch = NonFiniteWatch(workdir, build.train_image_id(config, info), state.nonfinite)
