@@ -13,6 +13,9 @@ os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Programs are small and many: LLVM's optimisation costs a third of the suite and wins nothing.
+# .ci/run sets it empty, so that parity and the slow tests see what users run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # Before segflax is imported: the shapes and dtypes that the numerical modules promise are checked
 # in every call. A compiled function pays for that once, while it is traced.

@@ -92,3 +92,12 @@ def test_a_leaf_is_not_read_by_its_namesake():
 def test_no_default_hides_a_misspelt_key():
   for path in PACKAGE:
     assert not re.search(r"config\.get\(|getattr\(config, [^)]*,", path.read_text()), path
+
+
+@pytest.mark.parametrize(
+  "page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(page):
+  path = ROOT / page
+  links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
+  assert not [link for link in links if not (path.parent / link).exists()]
