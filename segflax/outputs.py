@@ -26,14 +26,18 @@ class Outputs:
   Args:
     workdir: where to.
     enabled: whether this is process 0.
-    from_step: step the run goes on from; TensorBoard forgets later ones.
+    from_step: step the run goes on from.
+    recorded: step of the last evaluation that the run remembers; TensorBoard forgets later ones,
+      they come again.
     profile_steps: steps to trace, after the first two of this session; 0: none.
   """
 
-  def __init__(self, workdir: Path, *, enabled: bool, from_step: int, profile_steps: int = 0):
+  def __init__(
+    self, workdir: Path, *, enabled: bool, from_step: int, recorded: int, profile_steps: int = 0
+  ):
     self.workdir, self.enabled = workdir, enabled
     logs = workdir / "logs" if enabled else None
-    self.writer = create_writer(logs, from_step=from_step, metrics=_RESULTS)
+    self.writer = create_writer(logs, from_step=recorded, metrics=_RESULTS)
     self._profile = None
     if enabled and profile_steps:
       self._profile = Profile(logs, first_step=from_step + 2, num_steps=profile_steps)

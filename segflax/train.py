@@ -125,6 +125,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
       workdir,
       enabled=jax.process_index() == 0,
       from_step=step,
+      recorded=history[-1]["step"] if history else 0,
       profile_steps=config.profile_steps,
     )
     for change in changes:

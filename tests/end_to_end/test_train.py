@@ -13,6 +13,7 @@ from tiny_run import tiny
 
 import segflax
 from segflax import metrics, preemption, summary
+from segflax.checkpoint import Checkpoints
 from segflax.checkpoint_io import read_document
 from segflax.data import builder
 from segflax.errors import UserError
@@ -136,6 +137,25 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(
   assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [f"step_{step:08d}"]
   train_and_evaluate(tiny(walls, profile_steps=1), tmp_path)
   assert_same_run(tmp_path, finished[0])
+
+
+def test_an_epoch_that_was_shown_but_not_saved_is_shown_once(
+  finished, walls, tmp_path, monkeypatch
+):
+  """The run dies between an epoch's last word and its checkpoint; an older one has its step."""
+  config, save = tiny(walls, checkpoint__every_steps=3), Checkpoints.save
+
+  def die(self, step, state, *, epoch=None, metrics=None, **rest):
+    if epoch:
+      self.wait()
+      raise KeyboardInterrupt
+    save(self, step, state, **rest)
+
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(Checkpoints, "save", die)
+    train_and_evaluate(config, tmp_path)
+  train_and_evaluate(config, tmp_path)
+  assert curves(tmp_path) == curves(finished[0])
 
 
 def test_a_longer_run_that_dies_before_its_last_word_is_not_finished(walls, tmp_path, monkeypatch):
