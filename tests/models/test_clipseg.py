@@ -89,7 +89,8 @@ def test_attention_implementations_agree(causal):
 
   wanted = jax.grad(loss)((q, k, v), "plain")
   for gradient, expected in zip(jax.grad(loss)((q, k, v), "mapped"), wanted, strict=True):
-    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=2e-6)
+    # A token that sees only itself has gradient 0: there, terms of about 10 cancel to 1e-6 of them.
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
   with pytest.raises(UserError, match=r"fast.*unknown; available: auto, fused"):
     attend(q, k, v, implementation="fast")
 
