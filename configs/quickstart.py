@@ -16,9 +16,9 @@ def get_config():
   c.image_size = 80
   c.batch_size = 24
   c.data.prompts_per_picture = 2  # both prompts of a picture share its encoding
-  c.epochs = 6
+  c.epochs = 3
   c.lr = 1.2e-3
-  c.optimizer.b2 = 0.98  # 750 steps in all: an average over 1000 would never settle
+  c.optimizer.b2 = 0.98  # 375 steps in all: an average over 1000 would never settle
   c.schedule.name = "cosine"
   c.schedule.warmup_epochs = 0.2
   c.eval.batch_size = 50
