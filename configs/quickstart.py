@@ -1,6 +1,10 @@
 """A small CLIPSeg from scratch on generated walls: the main job.
 
 main.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+Two cores of an AMD EPYC (Milan, no AVX-512), jax 0.10.2: 3 min 56 s. Validation IoU of "segment
+crack" 0.779, of "segment taping area" 0.730 (masking everything: 0.012 and 0.122); each mask
+against the other concept's truth: 0.012 and 0.006.
 """
 
 from configs import baseline
