@@ -94,7 +94,7 @@ def panel(
   *,
   threshold: float = 0.5,
   notes: Mapping[str, str] | None = None,
-  cell: tuple[int, int] = (0, 640),
+  cell: tuple[int, int] = (160, 640),
 ) -> Image.Image:
   """One row per prompt: picture, truth (where known), prediction, overlay.
 
@@ -104,7 +104,7 @@ def panel(
     truths: prompt -> mask; a prompt may be missing.
     threshold: what makes a probability foreground.
     notes: prompt -> what to add to the caption of the overlay, for example its IoU.
-    cell: pixels that the longer side of a picture has at least and at most.
+    cell: pixels that the longer side of a picture has at least (a prompt fits above it) and at most.
 
   Returns:
     The panel as a picture.

@@ -28,8 +28,11 @@ def test_overlay_colours_found_false_and_missed():
 def test_panel_has_a_row_per_prompt_and_a_cell_per_kind():
   image, prediction, truth = example()
   maps = {"segment crack": prediction * 0.9, "segment taping area": prediction * np.uint8(255)}
-  with_truth = visualize.panel(image, maps, {"segment crack": truth}, notes={"segment crack": "x"})
-  without = visualize.panel(image, maps)
+  as_it_is = {"cell": (0, 640)}
+  with_truth = visualize.panel(
+    image, maps, {"segment crack": truth}, notes={"segment crack": "x"}, **as_it_is
+  )
+  without = visualize.panel(image, maps, **as_it_is)
   assert with_truth.size[0] - without.size[0] == 30 + 4
   assert with_truth.size == (4 * 34 + 4, 2 * (20 + 18 + 4) + 4)
   cells = np.asarray(with_truth)[22:42]
