@@ -104,7 +104,8 @@ def panel(
     truths: prompt -> mask; a prompt may be missing.
     threshold: what makes a probability foreground.
     notes: prompt -> what to add to the caption of the overlay, for example its IoU.
-    cell: pixels that the longer side of a picture has at least (a prompt fits above it) and at most.
+    cell: pixels that the longer side of a picture has at least (so that a prompt fits above it)
+      and at most.
 
   Returns:
     The panel as a picture.
