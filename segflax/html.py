@@ -21,7 +21,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 th { background: var(--soft); vertical-align: bottom; }
 td.best { background: var(--good); font-weight: 600; }
 .charts, .gallery { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 0; } figcaption { font-size: .85rem; max-width: 20rem; }
+figure { margin: 0; } figcaption { font-size: .85rem; max-width: 20rem; overflow-wrap: anywhere; }
 .gallery img { max-width: 100%; width: 20rem; height: auto; display: block; }
 .wide img { width: 100%; }
 .warning { border-left: 4px solid #d55e00; padding: .4rem .8rem; background: #d55e0018;
