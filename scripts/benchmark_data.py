@@ -1,6 +1,6 @@
 """Measures the training stream: what a core delivers, how it scales, and what to store.
 
-    scripts/benchmark_data.py                                  # generated walls, stored four ways
+    scripts/benchmark_data.py                                  # generated walls, stored five ways
     scripts/benchmark_data.py --data_dir=DIR [--split=train]   # a prepared data set as it is
     scripts/benchmark_data.py --threads 1 2 4 8 16 --processes 1 2 4 --stored jpeg640 jpeg512
 
@@ -51,8 +51,13 @@ STORED = {
   "jpeg640": Stored("JPEG", {"quality": 90}, (640, 640)),  # as Roboflow exports come
   "jpeg1080": Stored("JPEG", {"quality": 90}, (1920, 1080)),  # as cameras make them
   "jpeg512": Stored("JPEG", {"quality": 92}, (512, 512)),  # as prepare_data --max_size=512 does
+  "jpeg512x384": Stored("JPEG", {"quality": 92}, (512, 384)),  # the same of an oblong picture
   "png512": Stored("PNG", {}, (512, 512)),
 }
+
+
+# Grain's shuffle walks through 65,536 places at least: below 1,000 pictures it would count.
+_REPEATS = 16
 
 
 class Measured(NamedTuple):
@@ -67,7 +72,7 @@ class Measured(NamedTuple):
 
 
 def write_walls(data_dir: Path, stored: Stored, pictures: int):
-  """Writes a data set of generated walls, encoded as asked."""
+  """Writes a data set of generated walls, encoded as asked, each of them `_REPEATS` times."""
 
   def examples():
     for wall in generate_walls(pictures, 512, 0):
@@ -75,7 +80,9 @@ def write_walls(data_dir: Path, stored: Stored, pictures: int):
       image = wall["image"].resize(stored.size, Image.Resampling.BICUBIC)
       image.save(buffer, stored.form, **stored.options)
       masks = {c: m.resize(stored.size, Image.Resampling.NEAREST) for c, m in wall["masks"].items()}
-      yield wall | {"image": buffer.getvalue(), "masks": masks}
+      for i in range(_REPEATS):
+        name = {"image_id": f"{wall['image_id']}_{i}"}
+        yield wall | name | {"image": buffer.getvalue(), "masks": masks}
 
   write_dataset(data_dir, {"train": examples()}, CONCEPTS)
 
@@ -180,7 +187,7 @@ def parse_args() -> argparse.Namespace:
   parser.add_argument("--batch_size", type=int, default=8, help="per process")
   parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="per process")
   parser.add_argument("--processes", type=int, nargs="+", default=[1])
-  parser.add_argument("--pictures", type=int, default=64, help="generated, then repeated")
+  parser.add_argument("--pictures", type=int, default=64, help="generated, each stored 16 times")
   parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
   parser.add_argument("--json", help="write the rows there as well")
   return parser.parse_args()
@@ -190,7 +197,7 @@ def main():
   args = parse_args()
   rows = []
   print(f"{machine()}; to {args.image_size}, batches of {args.batch_size}", flush=True)
-  print("stored     KiB/picture  processes  threads  pictures/s  pictures/s of CPU time")
+  print("stored       KiB/picture  processes  threads  pictures/s  pictures/s of CPU time")
   with tempfile.TemporaryDirectory() as scratch:
     for name in [args.data_dir] if args.data_dir else args.stored:
       data_dir = Path(args.data_dir or scratch) / ("" if args.data_dir else name)
@@ -201,7 +208,7 @@ def main():
           row = measure(Path(name).name, data_dir, args, processes, threads)
           rows.append(row)
           print(
-            f"{row.stored:10} {row.kilobytes:11.0f} {row.processes:10} {row.threads:8} "
+            f"{row.stored:12} {row.kilobytes:11.0f} {row.processes:10} {row.threads:8} "
             f"{row.per_second:11.0f} {row.per_cpu_second:23.0f}",
             flush=True,
           )

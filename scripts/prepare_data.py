@@ -26,6 +26,7 @@ from segflax.data.sources import Source, of_name, read_named_sources
 from segflax.errors import UserError
 
 BAD_INPUT = 2
+_NETWORK = 512  # the default image_size
 
 
 def main() -> int:
@@ -49,7 +50,7 @@ def main() -> int:
   except UserError as error:
     print(f"segflax: {error}", file=sys.stderr)
     return BAD_INPUT
-  print(report(prepared))
+  print(report(prepared, args.max_size))
   print(f"wrote {prepared.info.path} in {time.monotonic() - start:.0f} s")
   return 0
 
@@ -71,7 +72,7 @@ def source_table(sources: list[Source]) -> str:
   return "\n".join(lines)
 
 
-def report(prepared: prepare.Prepared) -> str:
+def report(prepared: prepare.Prepared, max_size: int) -> str:
   """Returns what was written: a line per split and concept, and what needs a look."""
   lines = ["split  concept               known  empty  mask area  pictures  groups"]
   for split, counts in prepared.info.counts.items():
@@ -93,6 +94,12 @@ def report(prepared: prepare.Prepared) -> str:
   for name, source in prepared.info.sources.items():
     if source["annotations"] and source["boxes"] == source["annotations"]:
       lines.append(f"WARNING: {name} has only boxes: a model learns boxes from them, not outlines")
+  if not max_size and prepared.longest > _NETWORK:
+    lines.append(
+      f"note: half of the pictures are {prepared.longest} px long or longer; for a model of "
+      f"{_NETWORK} px, --max_size={_NETWORK} stores what training loads 2.4 times faster "
+      "(docs/data.md)"
+    )
   return "\n".join(lines)
 
 

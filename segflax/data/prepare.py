@@ -51,6 +51,7 @@ class Prepared:
     unreadable: Pictures that were set aside, and why.
     same_picture: Pairs of names that show the same thing, with their correlation.
     leaks: Names of the pictures that share their source picture across splits (official ones).
+    longest: Longest side of the median picture before it is stored, in pixels.
   """
 
   info: builder.DatasetInfo
@@ -59,6 +60,7 @@ class Prepared:
   unreadable: tuple[str, ...]
   same_picture: tuple[tuple[str, str, float], ...]
   leaks: tuple[tuple[str, ...], ...]
+  longest: int
 
 
 def prepare(
@@ -112,6 +114,7 @@ def prepare(
     unreadable=tuple(unreadable),
     same_picture=tuple((names[i], names[j], c) for i, j, c in pairs),
     leaks=tuple(tuple(names[n] for n in leak) for leak in splits.leaks(chosen, clusters)),
+    longest=int(np.median([max(look.size) for look in looks])),
   )
 
 

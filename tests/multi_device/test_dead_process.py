@@ -1,4 +1,4 @@
-"""One of two processes is killed: the other ends with an error, soon enough."""
+"""One of two processes is killed, or hangs: the other ends with an error, soon enough."""
 
 import signal
 import socket
@@ -6,18 +6,23 @@ import time
 
 import pytest
 from test_same_curve import start
+from train_tiny import HANG_SECONDS
 
 pytestmark = pytest.mark.slow
 # JAX's coordination service notices a missing heartbeat; Gloo a closed connection, at once.
 LIMIT = 180  # seconds
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_the_survivor_ends_with_an_error(victim, tmp_path):
+def start_two(folder, *options):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  processes = [start(tmp_path / "walls", tmp_path / "run", port, 2, i) for i in range(2)]
+  return [start(folder / "walls", folder / "run", port, 2, i, *options) for i in range(2)]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_survivor_ends_with_an_error(victim, tmp_path):
+  processes = start_two(tmp_path)
   for line in processes[0].stdout:
     if "epoch 1 [" in line or line.startswith("epoch 1/"):
       break
@@ -31,3 +36,26 @@ def test_the_survivor_ends_with_an_error(victim, tmp_path):
     processes[victim].communicate()
   assert survivor.returncode != 0
   assert time.monotonic() - killed < LIMIT
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_both_end_when_one_hangs(victim, tmp_path):
+  """Its heart goes on beating: only the watchdog can tell, and says where each of them stood."""
+  processes = start_two(tmp_path, victim)
+  hung, waiting = processes[victim], processes[1 - victim]
+  try:
+    for line in hung.stdout:
+      if "standing still" in line:
+        break
+    since = time.monotonic()
+    said = {process: process.communicate(timeout=HANG_SECONDS + 30)[0] for process in processes}
+    took = time.monotonic() - since
+  finally:
+    for process in processes:
+      process.kill()
+  assert took > HANG_SECONDS / 2
+  # Whichever was first ended by its own watchdog; the other may have seen the connection close.
+  assert all(process.returncode != 0 for process in processes)
+  assert "Timeout" in said[hung] + said[waiting]
+  first = said[hung] if "Timeout" in said[hung] else said[waiting]
+  assert "train_and_evaluate" in first
