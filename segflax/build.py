@@ -71,7 +71,6 @@ def make_model(config: ConfigDict) -> Model:
   Raises:
     UserError: unknown preset, weights that do not fit, image_size not a multiple of the patch.
   """
-  dtype = jnp.bfloat16 if config.mixed_precision else jnp.float32
   if config.model.pretrained:
     model, params, processor = pretrained.from_pretrained(config.model.pretrained, seed=config.seed)
     architecture = model.config
@@ -92,7 +91,12 @@ def make_model(config: ConfigDict) -> Model:
       alpha=config.lora.alpha or None,
     )
   params = jax.device_get(params)
-  module = CLIPSeg(architecture, dtype=dtype, attention=config.model.attention, remat=config.remat)
+  module = CLIPSeg(
+    architecture,
+    dtype=jnp.bfloat16 if config.mixed_precision else jnp.float32,
+    attention=config.model.attention,
+    remat=config.remat,
+  )
   return Model(module, params, processor)
 
 
@@ -128,13 +132,6 @@ def train_image_id(config: ConfigDict, info: builder.DatasetInfo) -> Callable[[i
   """Returns the function from record number to name of the training pictures."""
   records = builder.open_split(info.path, config.data.train_split)
   return lambda index: records[index]["image_id"]
-
-
-def cast_frozen(config: ConfigDict, frozen: dict) -> dict:
-  """Returns frozen parameters as the devices hold them: half the memory under mixed precision."""
-  if not config.mixed_precision:
-    return frozen
-  return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), frozen)
 
 
 def _reading(config: ConfigDict, prompts: PromptSet) -> dict:

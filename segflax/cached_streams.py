@@ -12,7 +12,6 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from segflax import feature_cache
-from segflax.build import cast_frozen
 from segflax.data import builder
 from segflax.data.augment import AugmentConfig, augment
 from segflax.data.decode import load_image
@@ -21,7 +20,7 @@ from segflax.data.resize import fit_image
 from segflax.data.train_stream import TrainStream
 from segflax.errors import UserError
 from segflax.feature_cache import CachedPass, CachedStream, FeatureCache
-from segflax.models.clipseg import CLIPSeg, encode_pictures
+from segflax.models.clipseg import CLIPSeg, encode_pictures, held
 from segflax.train_state import identity
 
 
@@ -103,11 +102,11 @@ def _feature_cache(
     picture = load_image(record["image"], name=record["image_id"], at_least=at_least)
     return np.asarray(fit_image(picture, config.image_size))
 
-  held = jax.device_put(cast_frozen(config, tower))
+  tower = jax.device_put(held(tower, model.dtype))
   feature_cache.build(
     layout,
     load,
-    functools.partial(encode, held),
+    functools.partial(encode, tower),
     batch_size=config.batch_size,
     process_index=jax.process_index(),
     process_count=jax.process_count(),

@@ -17,7 +17,7 @@ from segflax import build, cost
 from segflax import config as config_lib
 from segflax.data import builder
 from segflax.errors import UserError
-from segflax.models.clipseg import CLIPSeg
+from segflax.models.clipseg import CLIPSeg, held
 from segflax.sharding import AXIS
 from segflax.train_state import TrainState, split_params
 
@@ -43,7 +43,7 @@ def train_step_and_shapes(
   pattern = build.trainable_pattern(config, model.config)
   abstract = jax.eval_shape(lambda: params)
   trained, frozen = split_params(abstract, pattern)
-  frozen = jax.eval_shape(lambda x: build.cast_frozen(config, x), frozen)
+  frozen = jax.eval_shape(lambda x: held(x, model.dtype), frozen)
   _, tx = build.make_optimizer(config, trained, steps_per_epoch=1000)
   state = jax.eval_shape(lambda x: TrainState.create(x, tx, ema=config.ema_decay > 0), trained)
   step = build.make_train_step(config, model, tx, mesh)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jax.typing import DTypeLike
 from jaxtyping import Float, UInt8
 
 from segflax import sharding, tiles
@@ -18,7 +17,7 @@ from segflax.arrays import Array
 from segflax.data.decode import load_image
 from segflax.errors import UserError
 from segflax.models.clip_vision import check_image_size
-from segflax.models.clipseg import CLIPSeg, encode_pictures
+from segflax.models.clipseg import CLIPSeg, encode_pictures, held
 from segflax.models.pretrained import from_pretrained, local_folder
 from segflax.models.processor import Processor
 from segflax.prompting import Picture, Prompt, PromptEncoder, VisualPrompt, as_source, names_of
@@ -65,7 +64,7 @@ class Predictor:
       raise UserError(f"batch_size {batch_size} is below 1; use 8")
     self.thresholds = dict(thresholds or {})
     self._mesh = sharding.make_mesh(jax.local_devices())
-    self._params = sharding.replicate(_held(params, model.dtype), self._mesh)
+    self._params = sharding.replicate(held(params, model.dtype), self._mesh)
     self._encode = PromptEncoder(model, processor, self.image_size, templates)
     self._network = jax.jit(
       jax.shard_map(
@@ -207,19 +206,6 @@ def _probabilities(model, params, pixels, positive, negative) -> Float[Array, "b
   logits = model.apply({"params": params}, taps, condition, pixels.shape[1:3], method="decode")
   wanted, unwanted = jnp.split(jax.nn.sigmoid(logits), [len(positive)], axis=1)
   return jnp.maximum(wanted - unwanted.max(axis=1, keepdims=True, initial=0), 0)
-
-
-def _held(params: dict, dtype: DTypeLike) -> dict:
-  """Returns parameters as the devices hold them: half the memory, and no cast in each call.
-
-  Only what every layer casts to the compute dtype by itself is cast: answers stay the same to the
-  last bit. Biases, normalisations, position tables and logit_scale are small and stay float32.
-  """
-
-  def cast(path, leaf):
-    return leaf.astype(dtype) if path[-1].key in ("kernel", "token_embedding") else leaf
-
-  return params if dtype == jnp.float32 else jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _read_thresholds(path: Path) -> dict[str, float]:

@@ -16,6 +16,7 @@ from segflax.checkpoint import Checkpoints, restore_from
 from segflax.data.progress import progress
 from segflax.dry_step import resolve_batch_size
 from segflax.evaluate import evaluate
+from segflax.models.clipseg import held
 from segflax.nonfinite import NonFiniteWatch
 from segflax.outputs import Outputs
 from segflax.plateau import EarlyStopping
@@ -79,7 +80,7 @@ def _train(config: ConfigDict, workdir: str | Path, guard: PreemptionGuard) -> d
     plateau = build.make_plateau(config)
     stopping = EarlyStopping(config.early_stopping_patience, config.early_stopping_min_delta)
     state = TrainState.create(trained, tx, ema=config.ema_decay > 0)
-    constants = (build.cast_frozen(config, frozen), table)
+    constants = (held(frozen, model.dtype), table)
     state, constants = sharding.replicate((state, constants), mesh)
     how_many = f"{_count(trained):,} of {_count(params):,} parameters"
     frozen_identity = identity(frozen)

@@ -46,7 +46,8 @@ class TextTower(nn.Module):
       )
     table = self.param("token_embedding", declared, (c.vocab_size, c.text_width))
     positions = self.param("position_embedding", declared, (c.max_text_length, c.text_width))
-    x = (table[tokens] + positions[:length]).astype(self.dtype)
+    # Cast as a kernel would be (`clipseg.held`), summed in the residual stream's float32.
+    x = table[tokens].astype(self.dtype).astype(jnp.float32) + positions[:length]
     for i in range(c.text_layers):
       x = Block(
         c.text_heads,

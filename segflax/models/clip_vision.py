@@ -46,7 +46,7 @@ class VisionTower(nn.Module):
     self.position_embedding = self.param(
       "position_embedding", declared, (positions, c.vision_width)
     )
-    self.pre_norm = LayerNorm(c.vision_epsilon, self.dtype)
+    self.pre_norm = LayerNorm(c.vision_epsilon, jnp.float32)  # what the residual stream starts in
     block = nn.remat(Block) if self.remat else Block
     self.blocks = [
       block(
@@ -69,12 +69,10 @@ class VisionTower(nn.Module):
     check_image_size(h, w, p)
     # A convolution whose stride is its kernel is one matrix product over the pixels of a patch.
     patches = image.reshape(b, h // p, p, w // p, p, channels).swapaxes(2, 3)
-    tokens = self.patch_embedding(patches.reshape(b, -1, p * p * channels))
-    first = jnp.broadcast_to(
-      self.class_embedding.astype(self.dtype), (b, 1, self.config.vision_width)
-    )
+    tokens = self.patch_embedding(patches.reshape(b, -1, p * p * channels)).astype(jnp.float32)
+    first = jnp.broadcast_to(self.class_embedding, (b, 1, self.config.vision_width))
     tokens = jnp.concatenate([first, tokens], axis=1)
-    tokens += interpolate_positions(self.position_embedding, (h // p, w // p)).astype(self.dtype)
+    tokens += interpolate_positions(self.position_embedding, (h // p, w // p))
     return self.pre_norm(tokens)
 
   def taps(self, image: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b n c"], ...]:

@@ -23,6 +23,7 @@ __all__ = [
   "CLIPSeg",
   "CLIPSegConfig",
   "encode_pictures",
+  "held",
   "init_params",
   "normalize",
   "param_shapes",
@@ -46,7 +47,8 @@ class CLIPSeg(nn.Module):
 
   Attributes:
     config: shape of the model.
-    dtype: compute dtype; normalisations, softmax and logits are float32 in any case.
+    dtype: of the matrix products; residual streams, normalisations, softmax and logits are float32
+      in any case.
     attention: one of `layers.ATTENTION`.
     remat: the backward pass computes the vision blocks again instead of keeping what is in them
       (Chen et al. 2016, arXiv:1604.06174): less memory, a third more work where they train.
@@ -148,6 +150,19 @@ def encode_pictures(
   if one_by_one and choose_attention(model.attention, height * width + 1) == "mapped":
     return jax.lax.map(lambda picture: jax.tree.map(lambda x: x[0], encode(picture[None])), image)
   return encode(image)
+
+
+def held(params: dict, dtype: DTypeLike) -> dict:
+  """Returns parameters as devices hold those that do not train: in 16 bits, half the memory.
+
+  Only what every layer casts to the compute dtype by itself is cast: answers stay the same to the
+  last bit. Biases, normalisations, position tables and logit_scale are small and stay float32.
+  """
+
+  def cast(path, leaf):
+    return leaf.astype(dtype) if path[-1].key in ("kernel", "token_embedding") else leaf
+
+  return params if dtype == jnp.float32 else jax.tree_util.tree_map_with_path(cast, params)
 
 
 @functools.cache  # tracing the model takes a second, and every folder read or written asks thrice

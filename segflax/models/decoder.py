@@ -42,7 +42,10 @@ class FiLM(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-  """torch's default transformer layer: attend, add, normalise; MLP, add, normalise."""
+  """torch's default transformer layer: attend, add, normalise; MLP, add, normalise.
+
+  What is added to and normalised is float32, as in the towers.
+  """
 
   config: CLIPSegConfig
   dtype: DTypeLike
@@ -71,9 +74,9 @@ class DecoderBlock(nn.Module):
     weights = None if keys is None else keep(0, (b, q, c.decoder_heads, n, n))
     attention = SelfAttention(c.decoder_heads, self.dtype, self.attention, name="attention")
     y = dropout(1)(attention(x, weights, rate))
-    x = LayerNorm(c.vision_epsilon, self.dtype, "norm1")(x + y)
+    x = LayerNorm(c.vision_epsilon, jnp.float32, "norm1")(x + y)
     y = dropout(3)(MLP(c.decoder_mlp, "relu", self.dtype, name="mlp")(x, dropout(2)))
-    return LayerNorm(c.vision_epsilon, self.dtype, "norm2")(x + y)
+    return LayerNorm(c.vision_epsilon, jnp.float32, "norm2")(x + y)
 
 
 class Enlarge(nn.Module):

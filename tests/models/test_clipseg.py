@@ -76,6 +76,15 @@ def test_bfloat16_keeps_logits_in_float32(params, logits):
   assert 0 < error < 0.05
 
 
+def test_bfloat16_keeps_residual_streams_in_float32(params):
+  """Else a block's contribution below 2^-8 of its input is lost."""
+  model = CLIPSeg(CONFIG, dtype=jnp.bfloat16)
+  taps = quick(functools.partial(model.apply, method="encode_image"))({"params": params}, IMAGE)
+  assert {tap.dtype for tap in taps} == {jnp.dtype(jnp.float32)}
+  bits = np.asarray(taps[-1]).view(np.uint32)
+  assert (bits & 0xFFFF).any()  # More than a bfloat16 holds.
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_implementations_agree(causal):
   q, k, v = DRAW.normal(size=(3, 2, 9, 3, 8)).astype(np.float32)
