@@ -149,6 +149,20 @@ def test_empty_masks_are_pointed_out(tmp_path, monkeypatch, capsys):
   assert "has only boxes" not in printed  # said of such a source, in the test of what it found
 
 
+@pytest.mark.parametrize(
+  ("side", "max_size", "noted"), [(640, 0, True), (640, 512, False), (512, 0, False)]
+)
+def test_large_pictures_are_noted_unless_they_are_stored_smaller(
+  side, max_size, noted, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(exports, "SIZE", (side, side // 2))
+  source = read_source(exports.write_coco(tmp_path / "large", exports.walls(4)), "crack")
+  done = prepare.prepare([source], tmp_path / "data", prepare.Options(max_size=max_size))
+  assert done.longest == side
+  printed = runpy.run_path(str(_SCRIPT))["report"](done, max_size)
+  assert ("note: half of the pictures are 640 px long" in printed) == noted
+
+
 def test_unreadable_pictures_are_set_aside_up_to_a_limit(tmp_path):
   folder = exports.write_coco(tmp_path / "broken", exports.walls(8))
   path = folder / "train/wall0.png"

@@ -1,11 +1,10 @@
 """One of two processes is killed, or hangs: the other ends with an error, soon enough."""
 
 import signal
-import socket
 import time
 
 import pytest
-from test_same_curve import start
+from test_same_curve import two_processes
 from train_tiny import HANG_SECONDS
 
 pytestmark = pytest.mark.slow
@@ -13,16 +12,9 @@ pytestmark = pytest.mark.slow
 LIMIT = 180  # seconds
 
 
-def start_two(folder, *options):
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  return [start(folder / "walls", folder / "run", port, 2, i, *options) for i in range(2)]
-
-
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_survivor_ends_with_an_error(victim, tmp_path):
-  processes = start_two(tmp_path)
+  processes = two_processes(tmp_path / "walls", tmp_path / "run")
   for line in processes[0].stdout:
     if "epoch 1 [" in line or line.startswith("epoch 1/"):
       break
@@ -41,7 +33,7 @@ def test_the_survivor_ends_with_an_error(victim, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_both_end_when_one_hangs(victim, tmp_path):
   """Its heart goes on beating: only the watchdog can tell, and says where each of them stood."""
-  processes = start_two(tmp_path, victim)
+  processes = two_processes(tmp_path / "walls", tmp_path / "run", victim)
   hung, waiting = processes[victim], processes[1 - victim]
   try:
     for line in hung.stdout:

@@ -67,11 +67,11 @@ def test_several_devices(devices, alone, tmp_path):
   assert_same_curve(alone[1], tmp_path)
 
 
-def two_processes(data, workdir):
+def two_processes(data, workdir, *options):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  return [start(data, workdir, port, 2, process) for process in range(2)]
+  return [start(data, workdir, port, 2, process, *options) for process in range(2)]
 
 
 def test_two_processes(alone, tmp_path):
