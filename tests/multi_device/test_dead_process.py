@@ -30,11 +30,10 @@ def test_the_survivor_ends_with_an_error(victim, tmp_path):
   assert time.monotonic() - killed < LIMIT
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_both_end_when_one_hangs(victim, tmp_path):
+def test_both_end_when_one_hangs(tmp_path):
   """Its heart goes on beating: only the watchdog can tell, and says where each of them stood."""
-  processes = two_processes(tmp_path / "walls", tmp_path / "run", victim)
-  hung, waiting = processes[victim], processes[1 - victim]
+  processes = two_processes(tmp_path / "walls", tmp_path / "run", 1)
+  waiting, hung = processes
   try:
     for line in hung.stdout:
       if "standing still" in line:
